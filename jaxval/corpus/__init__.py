@@ -1,0 +1,1 @@
+"""Readers of each format, the tokenizer and the token store."""

@@ -1,0 +1,68 @@
+"""Reads relevance judgements in the forms of TREC (MS MARCO's too) and of BEIR."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxval.corpus.readers import lines
+from jaxval.errors import DataError
+
+_FORMS = {3: "'query document grade'", 4: "'query 0 document grade'"}
+_HEADERS = {"score", "grade", "relevance", "rel", "label"}
+_GRADE = re.compile(r"([+-]?[0-9]{1,9})(?:\.0*)?")
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """The judgements of a file, plain or .gz: query id -> document id -> grade.
+
+    A line is `query 0 document grade` (TREC) or `query document grade` (BEIR, with or
+    without its header), the same in the whole file. Where a line has tabs they divide
+    it, so that ids may hold blanks within; else blanks do.
+
+    Raises:
+      DataError: a line cannot be used, a pair has two grades, or there is no judgement.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for number, (query, document, grade) in _judgements(path):
+        known = qrels.setdefault(query, {}).setdefault(document, grade)
+        if known != grade:
+            what = f"grade {grade} for query {query!r} and document {document!r}"
+            raise DataError(
+                f"{path}:{number}: {what}, which had {known} before: keep one of them"
+            )
+    if not qrels:
+        raise DataError(f"{path}: no judgement in it: write lines of {_FORMS[4]}")
+    return qrels
+
+
+def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
+    """Yields (line number, (query, document, grade))."""
+    width = 0
+    for number, line in lines(path):
+        fields = _fields(line)
+        first, width = not width, width or len(fields)
+        if first and fields[-1].lower() in _HEADERS:
+            continue
+        try:
+            yield number, _judgement(fields, width)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}") from error
+
+
+def _fields(line: str) -> list[str]:
+    fields = [field.strip() for field in line.split("\t")]
+    return fields if len(fields) in _FORMS else line.split()
+
+
+def _judgement(fields: list[str], width: int) -> tuple[str, str, int]:
+    if len(fields) != width or width not in _FORMS:
+        wanted = _FORMS.get(width, " or ".join(_FORMS.values()))
+        raise ValueError(f"{len(fields)} columns: write each line as {wanted}")
+    query, document, grade = fields[0], fields[-2], _GRADE.fullmatch(fields[-1])
+    if not (query and document):
+        raise ValueError(f"an empty id: write each line as {_FORMS[width]}")
+    if grade is None:
+        raise ValueError(f"{fields[-1]!r} is not a grade: write a whole number, as 0, 1 or 2")
+    return query, document, int(grade[1])

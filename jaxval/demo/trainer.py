@@ -1,0 +1,129 @@
+"""An ordinary trainer: Flax, optax, and Orbax's CheckpointManager. It knows nothing of jaxval.
+
+python -m jaxval.demo.trainer --data=… --tokenizer=… --checkpoint_dir=… --steps=200
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from absl import app, flags
+from flax.training.train_state import TrainState
+from tokenizers import Tokenizer
+
+from jaxval.demo.model import Model
+
+_DATA = flags.DEFINE_string("data", None, "Folder with train.jsonl.", required=True)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Folder with tokenizer.json.", required=True
+)
+_CHECKPOINT_DIR = flags.DEFINE_string("checkpoint_dir", None, "Where to save.", required=True)
+_STEPS = flags.DEFINE_integer("steps", 200, "Optimizer steps.")
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 25, "Steps between two checkpoints.")
+_BATCH = flags.DEFINE_integer("batch", 128, "Pairs a step; each other one is a negative.")
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 1.5e-3, "Peak of warm-up and cosine decay."
+)
+_QUERY_LEN = flags.DEFINE_integer("query_len", 24, "Word pieces of a query.")
+_PASSAGE_LEN = flags.DEFINE_integer("passage_len", 64, "Word pieces of a passage.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the parameters and of the batches' order.")
+
+TEMPERATURE = 0.05
+Tokens = tuple[np.ndarray, np.ndarray]
+"""ids and mask, each [texts, length]."""
+
+
+def load_pairs(
+    data: Path, folder: Path, query_len: int, passage_len: int
+) -> tuple[Tokens, Tokens]:
+    """The training pairs as tokens: (queries, passages), row by row."""
+    lines = (data / "train.jsonl").read_text("utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    queries = [pair["query"] for pair in pairs]
+    passages = [f"{pair['title']} {pair['passage']}" for pair in pairs]
+    return tokenize(tokenizer, queries, query_len), tokenize(tokenizer, passages, passage_len)
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Tokens:
+    """Cut and padded to one length: ids int32 and mask bool, [texts, length]."""
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+    encoded = tokenizer.encode_batch(texts)
+    ids = np.array([e.ids for e in encoded], np.int32)
+    return ids, np.array([e.attention_mask for e in encoded], bool)
+
+
+def batches(rows: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers [size], epoch after epoch, each in an order of its own."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(rows)
+        for start in range(0, rows - size + 1, size):
+            yield order[start : start + size]
+
+
+def new_state(steps: int, learning_rate: float, seed: int) -> TrainState:
+    """A fresh model with AdamW: linear warm-up over a tenth of the steps, then a cosine."""
+    model = Model()
+    ids = jnp.zeros((1, 8), jnp.int32)
+    params = model.init(jax.random.key(seed), ids, ids == 0)["params"]
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps)
+    return TrainState.create(apply_fn=model.apply, params=params, tx=optax.adamw(schedule))
+
+
+@jax.jit
+def train_step(state: TrainState, queries: Tokens, passages: Tokens) -> tuple[TrainState, Any]:
+    """One step with in-batch negatives; returns the new state and the loss."""
+
+    def loss_of(params: Any) -> Any:
+        q = state.apply_fn({"params": params}, *queries)
+        p = state.apply_fn({"params": params}, *passages)
+        labels = jnp.arange(len(q))
+        logits = q @ p.T / TEMPERATURE
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    loss, gradients = jax.value_and_grad(loss_of)(state.params)
+    return state.apply_gradients(grads=gradients), loss
+
+
+def train(state: TrainState, pairs: tuple[Tokens, Tokens], manager: Any) -> None:
+    """Trains and saves; what is being saved is written while training goes on."""
+    save(manager, 0, state, float("nan"))
+    order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)
+    for step, rows in zip(range(1, _STEPS.value + 1), order, strict=False):
+        queries, passages = ((ids[rows], mask[rows]) for ids, mask in pairs)
+        state, loss = train_step(state, queries, passages)
+        if step % _SAVE_EVERY.value == 0:
+            save(manager, step, state, float(loss))
+
+
+def save(manager: Any, step: int, state: TrainState, loss: float) -> None:
+    """Starts an asynchronous save."""
+    manager.save(step, args=ocp.args.StandardSave(state))
+    print(f"step {step}: loss {loss:.3f}, saving", flush=True)
+
+
+def main(_: Sequence[str]) -> None:
+    """Trains as the flags say, and marks the end with `train_complete`."""
+    folder = Path(_CHECKPOINT_DIR.value).resolve()
+    pairs = load_pairs(
+        Path(_DATA.value), Path(_TOKENIZER.value), _QUERY_LEN.value, _PASSAGE_LEN.value
+    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=3, create=True)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        train(new_state(_STEPS.value, _LEARNING_RATE.value, _SEED.value), pairs, manager)
+        manager.wait_until_finished()
+    (folder / "train_complete").touch()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,91 @@
+"""Which devices a run may touch. Decided by environment variables, before JAX is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jaxval.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+_FAISS_SHARE = "0.75"
+"""The share of a GPU's memory that JAX may take; the rest is for FAISS."""
+
+_FORM = re.compile(r"(cpu|gpu|tpu)(?::(\d+))?")
+
+
+def environment(devices: str, current: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set so that JAX and FAISS see these devices and no others.
+
+    Args:
+      devices: `cpu`, `tpu`, `gpu`, `gpu:1` or `gpu:2,gpu:3`; empty for what JAX finds.
+      current: the environment as it is. A CUDA_VISIBLE_DEVICES in it is what `gpu:1`
+        counts in; settings of the user's own win.
+
+    Raises:
+      UserError: the text has another form.
+    """
+    platform, numbers = parse(devices)
+    wanted = {"XLA_PYTHON_CLIENT_MEM_FRACTION": _FAISS_SHARE}
+    if platform:
+        wanted["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
+    unset = {name: value for name, value in wanted.items() if name not in current}
+    if platform == "cpu":
+        unset["CUDA_VISIBLE_DEVICES"] = ""
+    if platform == "gpu" and numbers:
+        unset["CUDA_VISIBLE_DEVICES"] = _visible(numbers, current)
+    return unset | ({"JAX_PLATFORMS": wanted["JAX_PLATFORMS"]} if platform else {})
+
+
+def parse(devices: str) -> tuple[str, tuple[int, ...]]:
+    """Platform ('' for any) and numbers (none for all)."""
+    parts = [part.strip() for part in devices.split(",") if part.strip()]
+    matches = [_FORM.fullmatch(part) for part in parts]
+    platforms = {match[1] for match in matches if match}
+    numbers = [match[2] for match in matches if match]
+    mixed = len(platforms) > 1 or (None in numbers and len(parts) > 1)
+    if None in matches or mixed or len(set(numbers)) < len(numbers):
+        raise UserError(f"--devices={devices}: write cpu, tpu, gpu, gpu:1 or gpu:2,gpu:3")
+    if platforms and platforms != {"gpu"} and numbers != [None]:
+        raise UserError(f"--devices={devices}: only GPUs are numbered; write cpu or tpu")
+    return next(iter(platforms), ""), tuple(int(number) for number in numbers if number)
+
+
+def _visible(numbers: tuple[int, ...], current: Mapping[str, str]) -> str:
+    listed = [name for name in current.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not listed:
+        return ",".join(map(str, numbers))
+    if max(numbers) >= len(listed):
+        raise UserError(
+            f"--devices names gpu:{max(numbers)}, and CUDA_VISIBLE_DEVICES"
+            f"={','.join(listed)} leaves {len(listed)}: they are numbered from 0 within it"
+        )
+    return ",".join(listed[number] for number in numbers)
+
+
+def open_devices(devices: str) -> list[jax.Device]:
+    """The devices themselves; call after `environment` has been applied.
+
+    Raises:
+      UserError: JAX finds no such device.
+    """
+    import jax
+
+    try:
+        return list(jax.local_devices())
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--devices={devices or '(any)'}: JAX finds no such device ({first[:200]})."
+            " For GPUs install jaxval[cuda12]; check with: python -c 'import jax;"
+            " print(jax.devices())'"
+        ) from error
+
+
+def apply(devices: str) -> None:
+    """Sets the variables in this process."""
+    os.environ.update(environment(devices, os.environ))

@@ -1,0 +1,173 @@
+"""Token store -> length buckets -> batches of static shape -> pmap -> vectors.
+
+jax.pmap stands in `_spread` alone; what may follow it is swapped in there.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxval.corpus.tokens import Bucket, TokenStore
+from jaxval.errors import NonFiniteError
+from jaxval.records import Bar, Params
+
+Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
+
+_IN_FLIGHT = 4
+_CHUNK_FLOATS = 1 << 25  # 128 MiB of float32
+_ROW_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Vectors as they come, in no order.
+
+    Attributes:
+      vectors: [n, dim] float32.
+      rows: [n] int64, each vector's row in document order.
+    """
+
+    vectors: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One contiguous slice of a bucket, split over the devices.
+
+    Attributes:
+      ids: [devices, rows, width], lengths: [devices, rows]; rows beyond the slice are empty.
+      start, count: the positions in the store that it covers.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    start: int
+    count: int
+
+
+class Tower:
+    """One encoding function, compiled once a shape, over the devices.
+
+    Args:
+      encode: (params, ids [batch, length], mask [batch, length]) -> [batch, dim].
+      devices: each takes an equal part of each batch.
+      batch_tokens: tokens a batch a device, padding included.
+    """
+
+    def __init__(self, encode: Encode, devices: Sequence[jax.Device], batch_tokens: int):
+        self._devices = tuple(devices)
+        self._batch_tokens = batch_tokens
+        self._run = _spread(encode, self._devices)
+
+    def chunks(self, params: Params, store: TokenStore, bar: Bar) -> Iterator[Chunk]:
+        """The vectors of a whole store, in chunks of bounded size.
+
+        Args:
+          params: each leaf replicated over the devices, so that none is copied.
+          store: what to encode.
+          bar: a unit a text.
+        """
+        waiting: collections.deque[tuple[_Batch, jax.Array]] = collections.deque()
+        collected = _Collector(store)
+        with bar:
+            for batch in self._batches(store):
+                waiting.append((batch, self._run(params, batch.ids, batch.lengths)))
+                if len(waiting) >= _IN_FLIGHT:
+                    yield from collected.add(*waiting.popleft(), bar)
+            while waiting:
+                yield from collected.add(*waiting.popleft(), bar)
+            yield from collected.rest()
+
+    def _batches(self, store: TokenStore) -> Iterator[_Batch]:
+        for bucket in store.buckets:
+            matrix, rows = store.matrix(bucket), self._rows(bucket)
+            step = rows * len(self._devices)
+            for start in range(0, bucket.count, step):
+                yield self._cut(store, bucket, matrix, start, step)
+
+    def _rows(self, bucket: Bucket) -> int:
+        """Rows a device: as the budget allows, and no more than the bucket can fill."""
+        fill = _round_up(-(-bucket.count // len(self._devices)), _ROW_MULTIPLE)
+        budget = self._batch_tokens // bucket.width
+        whole = budget - budget % _ROW_MULTIPLE if budget > _ROW_MULTIPLE else budget
+        return max(1, min(fill, whole))
+
+    def _cut(
+        self, store: TokenStore, bucket: Bucket, matrix: np.ndarray, start: int, step: int
+    ) -> _Batch:
+        ids = matrix[start : start + step]
+        first = bucket.start + start
+        lengths = store.lengths[first : first + len(ids)]
+        missing = step - len(ids)
+        if missing:
+            ids = np.concatenate([ids, np.zeros((missing, bucket.width), ids.dtype)])
+            lengths = np.concatenate([lengths, np.zeros(missing, lengths.dtype)])
+        devices = len(self._devices)
+        return _Batch(
+            ids.reshape(devices, -1, bucket.width),
+            lengths.reshape(devices, -1),
+            first,
+            step - missing,
+        )
+
+
+class _Collector:
+    """Gathers the batches' vectors into chunks."""
+
+    def __init__(self, store: TokenStore):
+        self._store = store
+        self._vectors: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
+        self._floats = 0
+
+    def add(self, batch: _Batch, result: jax.Array, bar: Bar) -> Iterator[Chunk]:
+        vectors = np.asarray(result).reshape(-1, result.shape[-1])[: batch.count]
+        if not np.isfinite(vectors).all():
+            raise NonFiniteError("the encoder made vectors with NaN or infinity in them")
+        self._vectors.append(vectors)
+        self._rows.append(self._store.rows[batch.start : batch.start + batch.count])
+        self._floats += vectors.size
+        bar.update(batch.count)
+        if self._floats >= _CHUNK_FLOATS:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Chunk]:
+        if self._vectors:
+            chunk = Chunk(np.concatenate(self._vectors), np.concatenate(self._rows))
+            self._vectors, self._rows, self._floats = [], [], 0
+            yield chunk
+
+
+def default_batch_tokens(device: jax.Device) -> int:
+    """Tokens a batch a device that keep its kind busy."""
+    return 4096 if device.platform == "cpu" else 65536
+
+
+def matrix(chunks: Iterator[Chunk], count: int) -> np.ndarray:
+    """All vectors of a store that fits in memory (queries), in document order."""
+    parts = list(chunks)
+    vectors = np.empty((count, parts[0].vectors.shape[1]), np.float32)
+    for part in parts:
+        vectors[part.rows] = part.vectors
+    return vectors
+
+
+def _spread(encode: Encode, devices: tuple[jax.Device, ...]) -> Callable[..., Any]:
+    def run(params: Params, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+        mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None].astype(jnp.int32)
+        return encode(params, ids.astype(jnp.int32), mask).astype(jnp.float32)
+
+    spread: Callable[..., Any] = jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
+    return spread
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

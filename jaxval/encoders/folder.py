@@ -1,0 +1,322 @@
+"""A Hugging Face folder, or hub name: what encoder it describes, and its weights.
+
+Read are `config.json` and, where sentence-transformers wrote them, `modules.json` with
+the folders that it names (`1_Pooling`, `2_Dense`, `2_Normalize`) and
+`sentence_bert_config.json`. PyTorch is never needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxval.encoders import bert
+from jaxval.encoders.adapter import from_linen
+from jaxval.encoders.text_encoder import ACTIVATIONS, Projection, TextEncoder
+from jaxval.errors import EncoderError
+from jaxval.records import Encoder, Params
+
+
+@dataclass(frozen=True)
+class Family:
+    """What it takes to support one `model_type` of config.json.
+
+    Attributes:
+      configure: config.json -> the family's frozen config; raises EncoderError.
+      backbone: (config, dtype) -> a linen module from (ids, mask) to token states.
+      from_torch: (state dict, config) -> (tree, names left out); raises EncoderError.
+    """
+
+    configure: Callable[[Mapping[str, Any]], Any]
+    backbone: Callable[[Any, Any], Any]
+    from_torch: Callable[[Mapping[str, np.ndarray], Any], tuple[Params, list[str]]]
+
+
+FAMILIES = {
+    "bert": Family(bert.BertConfig.from_json, bert.Bert, bert.from_torch),
+}
+"""`model_type` of config.json -> Family."""
+
+DTYPES = ("float32", "bfloat16")
+
+_ORDER = ["Transformer", "Pooling", "Dense", "Normalize"]
+_POOLINGS = {
+    "cls": "cls",
+    "cls_token": "cls",
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "lasttoken": "last",
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a folder says about its encoder.
+
+    Attributes:
+      path: where config.json, the tokenizer and the weights lie.
+      config: the family's own record of config.json.
+      family: the `model_type`, a key of FAMILIES.
+      pooling: `cls`, `mean` or `last`.
+      normalize: whether its vectors get unit length.
+      projection: the dense layer over pooled vectors, or None.
+      projection_path: the folder of that layer's weights, or None.
+      max_seq_length: tokens per text, special tokens included; None if it does not say.
+    """
+
+    path: Path
+    config: Any
+    family: str
+    pooling: str = "cls"
+    normalize: bool = False
+    projection: Projection | None = None
+    projection_path: Path | None = None
+    max_seq_length: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of what decides the vectors beside weights, tokens and overrides; 16 hex digits.
+
+        Where the folder lies and who saved it are left out.
+        """
+        what = (self.family, self.config, self.pooling, self.normalize, self.projection)
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+def download(name: str, patterns: list[str]) -> str:
+    """The local folder of a hub model, fetched if it is not in the cache."""
+    import huggingface_hub
+
+    return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+
+
+def read(
+    path_or_hub_name: str,
+    *,
+    weights: bool = False,
+    download: Callable[[str, list[str]], str] = download,
+) -> ModelFolder:
+    """Reads a folder's description, without its weights.
+
+    A folder without `modules.json` is taken as pooling `cls`, not normalized.
+
+    Args:
+      path_or_hub_name: a folder that exists, else the name of a model on the hub.
+      weights: whether to fetch a hub model's weights too, for load_weights.
+      download: (hub name, file patterns) -> local folder.
+
+    Raises:
+      EncoderError: it is not there, cannot be read, or describes what is not supported.
+    """
+    modules = _modules(_locate(path_or_hub_name, weights, download))
+    path = modules["Transformer"]
+    family, config = _family(path / "config.json")
+    limits = path / "sentence_bert_config.json"
+    return ModelFolder(
+        path=path,
+        config=config,
+        family=family,
+        pooling=_pooling(modules["Pooling"]) if "Pooling" in modules else "cls",
+        normalize="Normalize" in modules,
+        projection=_projection(modules["Dense"]) if "Dense" in modules else None,
+        projection_path=modules.get("Dense"),
+        max_seq_length=_json(limits).get("max_seq_length") if limits.exists() else None,
+    )
+
+
+def _locate(name: str, weights: bool, download: Callable[[str, list[str]], str]) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    patterns = ["*.json", "*.txt", "*.model"] + ["*.safetensors"] * weights
+    try:
+        return Path(download(name, patterns))
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise EncoderError(
+            f"--model={name}: no such folder, and not to be had from the Hugging Face hub "
+            f"({type(error).__name__}: {reason[:200]}); name a folder with config.json"
+        ) from error
+
+
+def _family(path: Path) -> tuple[str, Any]:
+    config = _json(path)
+    name = config.get("model_type", "")
+    if name not in FAMILIES:
+        raise EncoderError(
+            f"{path}: model_type {name!r} is not built in (there are "
+            f"{', '.join(FAMILIES)}); bring your own module with --encoder"
+        )
+    try:
+        return name, FAMILIES[name].configure(config)
+    except EncoderError as error:
+        raise EncoderError(f"{path}: {error}") from error
+
+
+def _modules(root: Path) -> dict[str, Path]:
+    """Kind -> folder, in the order of modules.json."""
+    listing = root / "modules.json"
+    if not listing.exists():
+        return {"Transformer": root}
+    found = [
+        (str(entry.get("type", "")).rpartition(".")[2], root / entry.get("path", ""))
+        for entry in _json(listing)
+    ]
+    kinds = [kind for kind, _ in found if kind != "Dropout"]
+    if kinds != [kind for kind in _ORDER if kind in kinds] or "Transformer" not in kinds:
+        raise EncoderError(
+            f"{listing}: the chain {' > '.join(kinds) or 'of nothing'} is not supported (it "
+            f"may be {' > '.join(_ORDER)}, each once); bring your own module with --encoder"
+        )
+    return dict(found)
+
+
+def _pooling(folder: Path) -> str:
+    path = folder / "config.json"
+    config = _json(path)
+    modes = config.get("pooling_mode") or [
+        name.removeprefix("pooling_mode_")
+        for name, on in config.items()
+        if name.startswith("pooling_mode_") and on is True
+    ]
+    modes = [modes] if isinstance(modes, str) else modes
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise EncoderError(
+            f"{path}: pooling {' + '.join(modes) or 'by nothing'} is not supported (there "
+            "are cls, mean, lasttoken); bring your own module with --encoder"
+        )
+    return _POOLINGS[modes[0]]
+
+
+def _projection(folder: Path) -> Projection:
+    path = folder / "config.json"
+    config = _json(path)
+    activation = config.get("activation_function", "Tanh").rpartition(".")[2].lower()
+    source = config.get("module_input_name", "sentence_embedding")
+    plain = source == "sentence_embedding" and not config.get("use_residual")
+    if activation not in ACTIVATIONS or not plain or "out_features" not in config:
+        raise EncoderError(
+            f"{path}: only a dense layer with out_features, over the sentence embedding, "
+            f"followed by {' or '.join(ACTIVATIONS)}, without residual, is supported; "
+            "bring your own module with --encoder"
+        )
+    return Projection(config["out_features"], config.get("bias", True), activation)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise EncoderError(
+            f"{path}:{error.lineno}: broken JSON ({error.msg}); fetch the file again"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise EncoderError(
+            f"{path}: cannot be read ({type(error).__name__}); name a folder as "
+            "save_pretrained writes it, with config.json"
+        ) from error
+
+
+def build(
+    folder: ModelFolder,
+    *,
+    dtype: str = "float32",
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    dim: int | None = None,
+) -> Encoder:
+    """The encoder that a folder describes, both towers tied.
+
+    Args:
+      folder: from `read`.
+      dtype: of the computation, `float32` or `bfloat16`. The vectors are float32.
+      pooling: `cls`, `mean` or `last`; None is what the folder says.
+      normalize: unit length; None is what the folder says.
+      dim: Matryoshka truncation, before normalization; None keeps all components.
+
+    Raises:
+      EncoderError: an argument is out of range.
+    """
+    if dtype not in DTYPES:
+        raise EncoderError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    encoder = from_linen(
+        TextEncoder(
+            backbone=FAMILIES[folder.family].backbone(folder.config, jnp.dtype(dtype)),
+            pooling=folder.pooling if pooling is None else pooling,
+            projection=folder.projection,
+            dim=dim,
+            normalized=folder.normalize if normalize is None else normalize,
+        )
+    )
+    encoder.abstract_params()  # Traces it, so that whatever does not fit fails here.
+    return encoder
+
+
+def load_weights(folder: ModelFolder) -> tuple[Params, list[str]]:
+    """A folder's safetensors as the tree of `build(folder)`.
+
+    Returns:
+      Nested dictionaries of arrays, float32 where the file has any floating type, and
+      the names that the encoder has no use for (pooler, heads).
+
+    Raises:
+      EncoderError: there are no safetensors, or they do not fit config.json.
+    """
+    family = FAMILIES[folder.family]
+    params, ignored = family.from_torch(_safetensors(folder.path), folder.config)
+    if folder.projection_path and folder.projection:
+        state = _safetensors(folder.projection_path)
+        params["projection"] = _projection_weights(state, folder.projection_path)
+    return params, ignored
+
+
+def _projection_weights(state: Mapping[str, np.ndarray], folder: Path) -> Params:
+    if "linear.weight" not in state:
+        raise EncoderError(
+            f"{folder}: its weights lack linear.weight; save the model again with "
+            "sentence-transformers"
+        )
+    kernel = {"kernel": np.ascontiguousarray(state["linear.weight"].T)}
+    bias = {"bias": state["linear.bias"]} if "linear.bias" in state else {}
+    return kernel | bias
+
+
+def _safetensors(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    state: dict[str, np.ndarray] = {}
+    for path in _shards(folder):
+        try:
+            state |= load_file(path)
+        except Exception as error:
+            raise EncoderError(
+                f"{path}: cannot be read as safetensors ({type(error).__name__}: {error}); "
+                "fetch the file again"
+            ) from error
+    return {name: _float32(array) for name, array in state.items()}
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return [
+            folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))
+        ]
+    if not (folder / "model.safetensors").exists():
+        raise EncoderError(
+            f"{folder}: has no model.safetensors; save the model again with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    return [folder / "model.safetensors"]
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32, copy=False) if floating else array

@@ -1,0 +1,247 @@
+"""The flags of a validation, by topic, and the Config they make. Only apps import this."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from absl import flags
+
+from jaxval.app import Topics
+from jaxval.config import Config, Model, Search, Texts, Watching
+from jaxval.corpus import datasets
+from jaxval.errors import UserError
+
+_CHECKPOINT_DIR = flags.DEFINE_string(
+    "checkpoint_dir", "", "The trainer's directory of Orbax checkpoints. It is only read."
+)
+_POLL_INTERVAL = flags.DEFINE_float(
+    "poll_interval", 1.0, "Seconds between two looks at it.", lower_bound=0.01
+)
+_IDLE_TIMEOUT = flags.DEFINE_float(
+    "idle_timeout",
+    None,
+    "End, with status 0, after so many seconds without a new checkpoint. None waits for ever."
+    " A file `train_complete` in the checkpoint directory ends the run too, once all is"
+    " validated.",
+    lower_bound=0.0,
+)
+_MAX_VALIDATIONS = flags.DEFINE_integer(
+    "max_validations", None, "End after so many checkpoints. None: no limit.", lower_bound=1
+)
+_PIN_DIR = flags.DEFINE_string(
+    "pin_dir",
+    "",
+    "Where hard links keep checkpoints that the trainer deletes before they are validated;"
+    " must be on the same file system. Empty: OUTPUT_DIR/pins.",
+)
+_DATASET = flags.DEFINE_multi_string(
+    "dataset",
+    [],
+    "A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv and their"
+    " like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a folder's."
+    " May be repeated; sets that share a corpus have it encoded once.",
+)
+_MEASURES = flags.DEFINE_string(
+    "measures",
+    "RR@10,nDCG@10,R@100",
+    "Measures, as ir_measures names them. The first decides which checkpoint is best.",
+)
+_DEPTH = flags.DEFINE_integer(
+    "depth", 100, "Passages kept for each query.", lower_bound=1, upper_bound=100_000
+)
+_SIMILARITY = flags.DEFINE_enum(
+    "similarity", "dot", ["dot", "cosine"], "How a query and a passage are compared."
+)
+_MODEL = flags.DEFINE_string(
+    "model",
+    "",
+    "A Hugging Face folder or hub name: config.json and the tokenizer, from which family,"
+    " sizes, pooling and normalization follow. Its weights are not read.",
+)
+_ENCODER = flags.DEFINE_string(
+    "encoder",
+    "",
+    "Instead of --model: package.module:factory, a function of your own that returns the"
+    " encoder (see README).",
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "Folder or hub name of the tokenizer. Empty: that of --model."
+)
+_PARAMS_PATH = flags.DEFINE_string(
+    "params_path",
+    None,
+    "The checkpoint's subtree that holds the encoder's parameters, e.g. default/ema_params."
+    " None: the only subtree that fits.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in."
+)
+_POOLING = flags.DEFINE_enum(
+    "pooling", None, ["cls", "mean", "last"], "Overrides the pooling that --model says."
+)
+_NORMALIZE = flags.DEFINE_bool(
+    "normalize", None, "Overrides whether --model's vectors get unit length."
+)
+_DIM = flags.DEFINE_integer(
+    "dim",
+    None,
+    "Keep the first DIM components of --model's vectors (Matryoshka).",
+    lower_bound=1,
+)
+_PASSAGE_TEMPLATE = flags.DEFINE_string(
+    "passage_template", "{title} {text}", "How a passage's title and text are joined."
+)
+_PASSAGE_PREFIX = flags.DEFINE_string(
+    "passage_prefix",
+    "",
+    "Put before each passage, e.g. 'passage: ' for E5. In a flag file, quotes keep the blank.",
+)
+_QUERY_PREFIX = flags.DEFINE_string(
+    "query_prefix",
+    "",
+    "Put before each query, e.g. 'query: ' for E5. In a flag file, quotes keep the blank.",
+)
+_PASSAGE_MAX_LEN = flags.DEFINE_integer(
+    "passage_max_len",
+    None,
+    "Tokens of a passage at most, special ones included. None: what --model says, else 256.",
+    lower_bound=3,
+    upper_bound=32_768,
+)
+_QUERY_MAX_LEN = flags.DEFINE_integer(
+    "query_max_len",
+    None,
+    "Tokens of a query at most, special ones included. None: what --model says, else 64.",
+    lower_bound=3,
+    upper_bound=32_768,
+)
+_TOKEN_DIR = flags.DEFINE_string(
+    "token_dir",
+    "",
+    "Where tokenized texts are kept; runs may share it. Empty: OUTPUT_DIR/tokens.",
+)
+_DEVICES = flags.DEFINE_string(
+    "devices",
+    "",
+    "Where to run: cpu, tpu, gpu (all), gpu:1 or gpu:2,gpu:3. Other GPUs are not touched."
+    " Empty: whatever JAX finds.",
+)
+_BATCH_TOKENS = flags.DEFINE_integer(
+    "batch_tokens",
+    None,
+    "Tokens a batch a device, padding included. None: 4096 on CPU, else 65536.",
+    lower_bound=1,
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "", "Where ledger.sqlite, metrics.jsonl, tensorboard/ and runs/ are written."
+)
+_WRITE_RUN = flags.DEFINE_enum(
+    "write_run",
+    None,
+    ["trec", "msmarco"],
+    "Write the hits of every checkpoint to OUTPUT_DIR/runs in this form. None: do not.",
+)
+
+TOPICS: Topics = {
+    "Which checkpoints, and until when": (
+        _CHECKPOINT_DIR,
+        _IDLE_TIMEOUT,
+        _MAX_VALIDATIONS,
+        _POLL_INTERVAL,
+        _PIN_DIR,
+    ),
+    "What they are put to": (_DATASET, _MEASURES, _DEPTH, _SIMILARITY),
+    "The encoder": (
+        _MODEL,
+        _ENCODER,
+        _TOKENIZER,
+        _PARAMS_PATH,
+        _DTYPE,
+        _POOLING,
+        _NORMALIZE,
+        _DIM,
+    ),
+    "Texts": (
+        _PASSAGE_TEMPLATE,
+        _PASSAGE_PREFIX,
+        _QUERY_PREFIX,
+        _PASSAGE_MAX_LEN,
+        _QUERY_MAX_LEN,
+        _TOKEN_DIR,
+    ),
+    "Devices": (_DEVICES, _BATCH_TOKENS),
+    "Output": (_OUTPUT_DIR, _WRITE_RUN),
+}
+
+
+def devices() -> str:
+    """--devices, which must be known before JAX is imported."""
+    return _DEVICES.value
+
+
+def config() -> Config:
+    """The flags as a Config.
+
+    Raises:
+      UserError: a flag is missing, or two do not go together.
+    """
+    output_dir = _output_dir()
+    return Config(
+        watching=Watching(
+            checkpoint_dir=_absolute(_CHECKPOINT_DIR.value),
+            pin_dir=Path(_PIN_DIR.value or output_dir / "pins").absolute(),
+            poll_interval=_POLL_INTERVAL.value,
+            idle_timeout=_IDLE_TIMEOUT.value,
+            max_validations=_MAX_VALIDATIONS.value,
+        ),
+        datasets=datasets.parse_all(_DATASET.value),
+        model=Model(
+            folder=_MODEL.value or None,
+            factory=_ENCODER.value or None,
+            tokenizer=_TOKENIZER.value or _MODEL.value,
+            params_path=_PARAMS_PATH.value,
+            dtype=_DTYPE.value,
+            pooling=_POOLING.value,
+            normalize=_NORMALIZE.value,
+            dim=_DIM.value,
+        ),
+        texts=Texts(
+            passage_template=_unquote(_PASSAGE_TEMPLATE.value),
+            passage_prefix=_unquote(_PASSAGE_PREFIX.value),
+            query_prefix=_unquote(_QUERY_PREFIX.value),
+            passage_max_len=_PASSAGE_MAX_LEN.value,
+            query_max_len=_QUERY_MAX_LEN.value,
+            token_dir=Path(_TOKEN_DIR.value or output_dir / "tokens"),
+        ),
+        search=Search(
+            similarity=_SIMILARITY.value, depth=_DEPTH.value, measures=_split(_MEASURES.value)
+        ),
+        batch_tokens=_BATCH_TOKENS.value,
+        output_dir=output_dir,
+        write_run=_WRITE_RUN.value,
+    )
+
+
+def _output_dir() -> Path:
+    if not _OUTPUT_DIR.value:
+        raise UserError("--output_dir is not set: name a directory for the results")
+    return Path(_OUTPUT_DIR.value).absolute()
+
+
+def _absolute(directory: str) -> str:
+    """As Orbax wants it; the URL of an object store is absolute already."""
+    local = directory and "://" not in directory
+    return str(Path(directory).absolute()) if local else directory
+
+
+def _unquote(text: str) -> str:
+    """Without quotes around it: in a flag file only they keep blanks at the end."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+def _split(measures: str) -> tuple[str, ...]:
+    """At commas, but not at those in a measure's own parentheses."""
+    parts = re.split(r",(?![^(]*\))", measures)
+    return tuple(part.strip() for part in parts if part.strip())

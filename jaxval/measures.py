@@ -1,0 +1,73 @@
+"""Hits and qrels -> a value a query, for any measure that ir_measures can parse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ir_measures
+import numpy as np
+
+from jaxval.errors import UserError
+from jaxval.records import Hits
+
+RowQrels = Mapping[str, Mapping[str, int]]
+"""query id -> document (its row as a string, or what stands for one outside) -> grade."""
+
+_TRIAL_QRELS = {"0": {"0": 1, "1": 0}}
+_TRIAL_RUN = {"0": {"1": 2.0, "0": 1.0}}
+
+
+def parse(names: Sequence[str], depth: int) -> list[Any]:
+    """The measures of these names.
+
+    Raises:
+      UserError: a name means no measure, none here can compute it, or it looks deeper
+        than `depth`.
+    """
+    if not names:
+        raise UserError("--measures is empty: name at least one, e.g. --measures=RR@10")
+    return [_parse(name, depth) for name in names]
+
+
+def evaluate(
+    measures: Sequence[Any], qrels: RowQrels, query_ids: Sequence[str], hits: Hits
+) -> dict[str, np.ndarray]:
+    """Each measure of each query, [queries] float64, in the order of `query_ids`.
+
+    The order of the hits decides: they are handed on with falling scores, so that no
+    provider breaks ties its own way. Queries are handed on as numbers, since some
+    providers (gdeval, of ERR) take no others.
+    """
+    depth = hits.rows.shape[1]
+    scores = [float(depth - rank) for rank in range(depth)]
+    run = {
+        str(i): dict(zip(map(str, rows.tolist()), scores, strict=True))
+        for i, rows in enumerate(hits.rows)
+    }
+    judged = {str(i): qrels[query] for i, query in enumerate(query_ids)}
+    values = {str(measure): np.zeros(len(query_ids)) for measure in measures}
+    for metric in ir_measures.iter_calc(measures, judged, run):
+        values[str(metric.measure)][int(metric.query_id)] = metric.value
+    return values
+
+
+def _parse(name: str, depth: int) -> Any:
+    try:
+        measure = ir_measures.parse_measure(name)
+        list(ir_measures.iter_calc([measure], _TRIAL_QRELS, _TRIAL_RUN))
+    except Exception as error:
+        why = " ".join(str(error).split())
+        if "cutoff=<" in why:  # ir_measures shows its placeholder
+            why = f"it needs a cutoff, as in {name}@10"
+        raise UserError(
+            f"--measures: {name!r} is no measure that ir_measures can compute here ({why})."
+            " Examples: RR@10, nDCG@10, R@100, AP, P@5, Success@1"
+        ) from error
+    cutoff = measure.params.get("cutoff", 0)
+    if cutoff > depth:
+        raise UserError(
+            f"--measures: {name} looks at {cutoff} hits and --depth={depth} gives fewer:"
+            f" set --depth={cutoff} or more"
+        )
+    return measure

@@ -1,0 +1,286 @@
+"""Config -> Bench: everything is read, checked and tokenized before a device works."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+
+from jaxval import measures as measuring
+from jaxval.checkpoints.trees import flatten, show
+from jaxval.config import Config, Model
+from jaxval.corpus import readers, tokenizer, tokens
+from jaxval.corpus.datasets import QuerySet, load_queries
+from jaxval.corpus.tokenizer import Tokenizer
+from jaxval.corpus.tokens import Recipe, TokenStore
+from jaxval.encode import Tower, default_batch_tokens
+from jaxval.encoders import adapter, folder
+from jaxval.errors import DataError, EncoderError
+from jaxval.records import DatasetFiles, Encoder, Params, Progress
+from jaxval.validate import Bench, JudgedSet, Round
+
+_LOG = logging.getLogger(__name__)
+
+_PASSAGE_LEN, _QUERY_LEN = 256, 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A bench, and what the ledger is to know about each of its series."""
+
+    bench: Bench
+    settings: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What an encoder can take; None where it does not say.
+
+    Attributes:
+      usual: tokens of a text that it was made for.
+      positions: tokens of a text at most.
+      vocabulary: token ids at most.
+    """
+
+    usual: int | None = None
+    positions: int | None = None
+    vocabulary: int | None = None
+
+    def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
+        """Raises EncoderError unless these tokens are within it."""
+        for flag, length in {"passage": passage_len, "query": query_len}.items():
+            if self.positions is not None and length > self.positions:
+                raise EncoderError(
+                    f"--{flag}_max_len={length}: the model has {self.positions} positions;"
+                    f" set it to {self.positions} or less"
+                )
+        if self.vocabulary is not None and made.vocabulary > self.vocabulary:
+            raise EncoderError(
+                f"the tokenizer has {made.vocabulary} ids and the model {self.vocabulary}"
+                " embeddings: --tokenizer and --model do not belong together"
+            )
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """The encoder and how its texts become tokens; `identity` is what a series keeps of it."""
+
+    encoder: Encoder
+    tokenizer: Tokenizer
+    passages: Recipe
+    queries: Recipe
+    identity: dict[str, Any]
+
+
+def prepare(config: Config, devices: Sequence[jax.Device], progress: Progress) -> Prepared:
+    """Makes the bench.
+
+    Raises:
+      UserError: the first fault that was found, in one line.
+    """
+    search = config.search
+    parsed = measuring.parse(search.measures, search.depth)
+    sets = [(files, load_queries(files)) for files in config.datasets]
+    encoding = _encoding(config)
+    judged = [_ready(files, queries, config, encoding, progress) for files, queries in sets]
+    encoder = encoding.encoder
+    batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
+    bench = Bench(
+        abstract_params=_held(encoder, config.model),
+        query_tower=Tower(encoder.encode_queries, devices, batch_tokens),
+        passage_tower=Tower(encoder.encode_passages, devices, batch_tokens),
+        rounds=_rounds([(corpus, one) for corpus, one, _ in judged]),
+        devices=tuple(devices),
+        params_path=config.model.params_path,
+        similarity=search.similarity,
+        depth=search.depth,
+        measures=tuple(parsed),
+    )
+    return Prepared(bench, {one.series: settings for _, one, settings in judged})
+
+
+def _encoding(config: Config) -> _Encoding:
+    texts, model = config.texts, config.model
+    readers.check_template(texts.passage_template)
+    encoder, identity, limits = _encoder(model)
+    passage_len = texts.passage_max_len or limits.usual or _PASSAGE_LEN
+    query_len = texts.query_max_len or limits.usual or _QUERY_LEN
+    made = tokenizer.load(model.tokenizer)
+    limits.check(made, passage_len=passage_len, query_len=query_len)
+    return _Encoding(
+        encoder=encoder,
+        tokenizer=made,
+        passages=Recipe(texts.passage_template, texts.passage_prefix, passage_len),
+        queries=Recipe("{text}", texts.query_prefix, query_len),
+        identity=identity | {"dtype": model.dtype, "params_path": model.params_path},
+    )
+
+
+def _held(encoder: Encoder, model: Model) -> Params:
+    """The encoder's tree as a device shall hold it. A folder's encoder knows which of its
+    leaves stay in float32; another's are all cast to --dtype."""
+    tree = encoder.abstract_params()
+    if model.folder:
+        return tree
+
+    def cast(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(leaf.shape, model.dtype if floating else leaf.dtype)
+
+    return jax.tree.map(cast, tree)
+
+
+def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Limits]:
+    """The encoder, what identifies it, and what it can take."""
+    if model.factory:
+        encoder = adapter.load_factory(model.factory)
+        shapes = {
+            show(path): leaf.shape for path, leaf in flatten(encoder.abstract_params()).items()
+        }
+        return encoder, {"encoder": model.factory, "shapes": _digest(shapes)}, _Limits()
+    read = folder.read(model.folder or "")
+    encoder = folder.build(
+        read,
+        dtype=model.dtype,
+        pooling=model.pooling,
+        normalize=model.normalize,
+        dim=model.dim,
+    )
+    identity = {
+        "model": read.digest,
+        "pooling": model.pooling,
+        "normalize": model.normalize,
+        "dim": model.dim,
+    }
+    config = read.config
+    limits = _Limits(read.max_seq_length, config.max_position_embeddings, config.vocab_size)
+    return encoder, identity, limits
+
+
+def _ready(
+    files: DatasetFiles,
+    queries: QuerySet,
+    config: Config,
+    encoding: _Encoding,
+    progress: Progress,
+) -> tuple[TokenStore, JudgedSet, dict[str, Any]]:
+    """A set's corpus and queries tokenized, its qrels in rows, its series named."""
+    corpus = _tokenize_corpus(files, config, encoding, progress)
+    stored = _tokenize_queries(files, queries, config, encoding, progress)
+    rows = corpus.find(sorted({doc for grades in queries.qrels.values() for doc in grades}))
+    _report(queries, stored, corpus, rows)
+    if not rows:
+        raise DataError(
+            f"--dataset={files.name}: none of the judged documents is in {files.corpus}:"
+            f" do {files.qrels} and the corpus use the same ids?"
+        )
+    settings = {
+        "dataset": files.name,
+        "corpus": corpus.digest,
+        "queries": stored.digest,
+        "encoder": encoding.identity,
+        "similarity": config.search.similarity,
+        "depth": config.search.depth,
+        "measures": list(config.search.measures),
+    }
+    judged = JudgedSet(
+        name=files.name,
+        series=_digest(settings),
+        queries=stored,
+        query_ids=tuple(text.id for text in queries.texts),
+        qrels={
+            query: {
+                str(rows.get(doc, f"outside:{quote(doc)}")): grade
+                for doc, grade in grades.items()
+            }
+            for query, grades in queries.qrels.items()
+        },
+    )
+    return corpus, judged, settings
+
+
+def _tokenize_corpus(
+    files: DatasetFiles, config: Config, encoding: _Encoding, progress: Progress
+) -> TokenStore:
+    return tokens.open_or_build(
+        config.texts.token_dir,
+        readers.read_texts(files.corpus),
+        readers.digest(files.corpus),
+        encoding.tokenizer,
+        encoding.passages,
+        places=lambda id_: readers.places(files.corpus, id_),
+        bar=lambda: progress(f"{files.name}: tokenizing passages", None),
+    )
+
+
+def _tokenize_queries(
+    files: DatasetFiles,
+    queries: QuerySet,
+    config: Config,
+    encoding: _Encoding,
+    progress: Progress,
+) -> TokenStore:
+    return tokens.open_or_build(
+        config.texts.token_dir,
+        queries.texts,
+        queries.digest,
+        encoding.tokenizer,
+        encoding.queries,
+        places=lambda id_: readers.places(files.queries, id_),
+        bar=lambda: progress(f"{files.name}: tokenizing queries", None),
+    )
+
+
+def _report(
+    queries: QuerySet, stored: TokenStore, corpus: TokenStore, rows: dict[str, int]
+) -> None:
+    """Says what the set holds, and everything about it that is left out or looks wrong."""
+    judged = {doc for grades in queries.qrels.values() for doc in grades}
+    _LOG.info(
+        "%s: %d passages of %.0f tokens (%.1f%% padding, widths %s), %d queries of %.0f tokens",
+        queries.name,
+        corpus.count,
+        corpus.tokens / corpus.count,
+        100 * (1 - corpus.tokens / corpus.padded),
+        " ".join(str(bucket.width) for bucket in corpus.buckets),
+        stored.count,
+        stored.tokens / stored.count,
+    )
+    remarks = {
+        "of %d judged documents %d are not in the corpus; they count as never found": (
+            len(judged),
+            len(judged) - len(rows),
+        ),
+        "of %d queries %d reach --query_max_len and may be cut": (stored.count, stored.full),
+        "of %d passages %d reach --passage_max_len and may be cut": (corpus.count, corpus.full),
+        "beside %d judged queries, %d have no judgement and are left out": (
+            len(queries.texts),
+            queries.unjudged,
+        ),
+        "beside %d judged queries, %d of the qrels have no text and are left out": (
+            len(queries.texts),
+            queries.unknown_queries,
+        ),
+    }
+    for remark, (whole, part) in remarks.items():
+        if part:
+            _LOG.warning("%s: " + remark, queries.name, whole, part)
+
+
+def _rounds(pairs: Sequence[tuple[TokenStore, JudgedSet]]) -> tuple[Round, ...]:
+    corpora = {corpus.digest: corpus for corpus, _ in pairs}
+    return tuple(
+        Round(corpus, tuple(judged for other, judged in pairs if other.digest == digest))
+        for digest, corpus in corpora.items()
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What shows or mirrors the ledger: one file each."""

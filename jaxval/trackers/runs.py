@@ -1,0 +1,44 @@
+"""Run files: the hits of one checkpoint on one set, replaced as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxval.records import Hits
+
+Ids = Callable[[np.ndarray], list[str]]
+
+
+def write_run(
+    path: Path, form: str, query_ids: Sequence[str], hits: Hits, ids: Ids, tag: str
+) -> None:
+    """Writes a run file.
+
+    Args:
+      path: replaced atomically.
+      form: `trec` (query Q0 document rank score tag) or `msmarco` (query, document and rank
+        between tabs).
+      query_ids: one for each row of the hits.
+      hits: the hits.
+      ids: rows [n] -> document ids.
+      tag: names the run in the TREC form.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(path.name + ".tmp")
+    with whole.open("w") as file:
+        file.writelines(_lines(form, query_ids, hits, ids, tag))
+    whole.replace(path)
+
+
+def _lines(
+    form: str, query_ids: Sequence[str], hits: Hits, ids: Ids, tag: str
+) -> Iterator[str]:
+    for query, rows, scores in zip(query_ids, hits.rows, hits.scores, strict=True):
+        for rank, (doc, score) in enumerate(zip(ids(rows), scores, strict=True), start=1):
+            if form == "msmarco":
+                yield f"{query}\t{doc}\t{rank}\n"
+            else:
+                yield f"{query} Q0 {doc} {rank} {score:.9g} {tag}\n"

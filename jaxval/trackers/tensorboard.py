@@ -1,0 +1,59 @@
+"""TensorBoard: each measure at its training step, a run a series."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from jaxval.records import Validation
+
+
+class TensorBoard:
+    """Mirrors the ledger to event files in DIRECTORY/<dataset>/<series>.
+
+    The directory belongs to jaxval: it is made anew from the ledger at every start, since
+    an event file cannot tell which of its points a killed run has written.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._writers: dict[str, Any] = {}
+
+    def begin(self, past: Sequence[Validation]) -> None:
+        """Writes what the ledger holds."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        for validation in past:
+            self._write(validation)
+        self._flush()
+
+    def record(self, validation: Validation) -> None:
+        """Adds a point to each measure's curve."""
+        self._write(validation)
+        self._flush()
+
+    def end(self) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _write(self, validation: Validation) -> None:
+        writer = self._writer(validation)
+        step = validation.checkpoint.step
+        for name, mean in validation.measures.items():
+            # A tag may not hold @ or parentheses: RR@10 is tagged RR_10, and shown as RR@10.
+            writer.add_scalar(name, mean, step, display_name=name)
+        writer.add_scalar("passages_per_second", validation.rate, step)
+
+    def _writer(self, validation: Validation) -> Any:
+        if validation.series not in self._writers:
+            folder = self._directory / validation.dataset / validation.series[:8]
+            self._writers[validation.series] = SummaryWriter(str(folder))
+        return self._writers[validation.series]
+
+    def _flush(self) -> None:
+        for writer in self._writers.values():
+            writer.flush()

@@ -1,0 +1,194 @@
+"""One checkpoint -> its Validations, a stage a line.
+
+A Bench is all that does not change from one checkpoint to the next. Sets that share a
+corpus stand in one Round, so that the corpus is encoded and searched once for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxval.checkpoints.restore import Restored, restore
+from jaxval.corpus.tokens import TokenStore
+from jaxval.encode import Chunk, Tower, matrix
+from jaxval.measures import RowQrels, evaluate
+from jaxval.records import Checkpoint, Hits, Params, Progress, Validation
+from jaxval.search import FaissSearcher
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """The queries of one validation set, ready to be encoded and judged.
+
+    Attributes:
+      name: the set's.
+      series: digest of the data and the settings.
+      queries: their token store, in the order of query_ids.
+      query_ids: ids of the judged queries.
+      qrels: over the rows of the round's corpus.
+    """
+
+    name: str
+    series: str
+    queries: TokenStore
+    query_ids: tuple[str, ...]
+    qrels: RowQrels
+
+
+@dataclass(frozen=True)
+class Round:
+    """A corpus and the sets that are searched in it."""
+
+    corpus: TokenStore
+    sets: tuple[JudgedSet, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every checkpoint is put to.
+
+    Attributes:
+      abstract_params: the tree to find in a checkpoint, in the dtypes to hold it in.
+      query_tower, passage_tower: the encoder's two functions on the devices.
+      rounds: a corpus each.
+      devices: where it runs.
+      params_path: the subtree to take, or None to search.
+      similarity, depth, measures: of the search.
+    """
+
+    abstract_params: Params
+    query_tower: Tower
+    passage_tower: Tower
+    rounds: tuple[Round, ...]
+    devices: tuple[jax.Device, ...]
+    params_path: str | None
+    similarity: str
+    depth: int
+    measures: tuple[Any, ...]
+
+    @property
+    def sets(self) -> list[JudgedSet]:
+        """Every set, round by round."""
+        return [judged for round_ in self.rounds for judged in round_.sets]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A Validation, and the hits it was computed from, for run files."""
+
+    validation: Validation
+    hits: Hits
+    judged: JudgedSet
+    corpus: TokenStore
+
+
+def validate(
+    checkpoint: Checkpoint, bench: Bench, wanted: Collection[str], progress: Progress
+) -> Iterator[Outcome]:
+    """Validates one checkpoint on the sets whose series are `wanted`.
+
+    Raises:
+      MismatchError, CheckpointError: as checkpoints.restore does.
+      NonFiniteError: the encoder made NaN of finite parameters.
+    """
+    watch = Stopwatch()
+    with watch("restore"):
+        restored = restore(
+            checkpoint,
+            bench.abstract_params,
+            devices=bench.devices,
+            params_path=bench.params_path,
+        )
+    for round_ in bench.rounds:
+        sets = [judged for judged in round_.sets if judged.series in wanted]
+        if sets:
+            lap = Stopwatch(watch.seconds)
+            hits = _search(
+                checkpoint, bench, restored.params, round_.corpus, sets, lap, progress
+            )
+            for judged, found in zip(sets, _split(hits, sets), strict=True):
+                yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
+
+
+def _search(
+    checkpoint: Checkpoint,
+    bench: Bench,
+    params: Params,
+    corpus: TokenStore,
+    sets: Sequence[JudgedSet],
+    watch: Stopwatch,
+    progress: Progress,
+) -> Hits:
+    def encode(tower: Tower, store: TokenStore, what: str) -> Iterator[Chunk]:
+        bar = progress(f"step {checkpoint.step}: encoding {what}", store.count)
+        return tower.chunks(params, store, bar)
+
+    with watch("queries"):
+        stores = [judged.queries for judged in sets]
+        queries = [matrix(encode(bench.query_tower, s, "queries"), s.count) for s in stores]
+    searcher = FaissSearcher(np.concatenate(queries), bench.depth, bench.similarity)
+    chunks = encode(bench.passage_tower, corpus, "passages")
+    while True:
+        with watch("passages"):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return searcher.hits()
+        with watch("search"):
+            searcher.add(chunk.vectors, chunk.rows)
+
+
+def _split(hits: Hits, sets: Sequence[JudgedSet]) -> Iterator[Hits]:
+    start = 0
+    for judged in sets:
+        part = slice(start, start + judged.queries.count)
+        yield Hits(hits.scores[part], hits.rows[part])
+        start = part.stop
+
+
+def _judge(
+    checkpoint: Checkpoint,
+    bench: Bench,
+    restored: Restored,
+    corpus: TokenStore,
+    judged: JudgedSet,
+    hits: Hits,
+    watch: Stopwatch,
+) -> Outcome:
+    lap = Stopwatch(watch.seconds)
+    with lap("measures"):
+        values = evaluate(bench.measures, judged.qrels, judged.query_ids, hits)
+    validation = Validation(
+        checkpoint=checkpoint,
+        dataset=judged.name,
+        series=judged.series,
+        params_at=restored.found_at,
+        passages=corpus.count,
+        queries=len(judged.query_ids),
+        per_query=values,
+        seconds=lap.seconds,
+    )
+    return Outcome(validation, hits, judged, corpus)
+
+
+class Stopwatch:
+    """Seconds by stage, going on from those given."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds = dict(seconds or {})
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Counts what is done in this context for `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent

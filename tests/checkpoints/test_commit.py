@@ -1,0 +1,83 @@
+import json
+
+import pytest
+from etils import epath
+
+from jaxval.checkpoints.commit import committed, files, read_commit
+
+STAMP = 1_700_000_000_123_456_789
+
+
+def metadata(stamp):
+    return json.dumps({"commit_timestamp_nsecs": stamp, "init_timestamp_nsecs": 1})
+
+
+def directory(root, name, **contents):
+    path = root / name
+    path.mkdir()
+    for file, text in contents.items():
+        (path / file).write_text(text)
+    return epath.Path(path)
+
+
+def test_a_stamped_directory_is_committed(tmp_path):
+    found = read_commit(directory(tmp_path, "1200", _CHECKPOINT_METADATA=metadata(STAMP)))
+    assert (found.step, found.name, found.commit_ns) == (1200, "1200", STAMP)
+    assert found.readable == found.path
+
+
+@pytest.mark.parametrize(
+    "text", [metadata(None), metadata("soon"), "{}", "[]", '{"commit_timestamp_ns', ""]
+)
+def test_metadata_without_a_stamp_is_not_committed_yet(tmp_path, text):
+    assert read_commit(directory(tmp_path, "7", _CHECKPOINT_METADATA=text)) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["7.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp-3", "best", "7.partial", "x7"]
+)
+def test_other_names_are_no_checkpoints(tmp_path, name):
+    path = directory(tmp_path, name, _CHECKPOINT_METADATA=metadata(STAMP))
+    assert read_commit(path) is None
+
+
+def test_a_prefix_before_the_step_is_kept_in_the_name(tmp_path):
+    path = directory(tmp_path, "checkpoint_40", _CHECKPOINT_METADATA=metadata(STAMP))
+    assert (read_commit(path).step, read_commit(path).name) == (40, "checkpoint_40")
+
+
+@pytest.mark.parametrize("mark", ["_METADATA", "checkpoint"])
+def test_old_orbax_is_known_by_a_mark_in_it_or_in_a_child(tmp_path, mark):
+    own = directory(tmp_path, "1", **{mark: ""})
+    outer = directory(tmp_path, "2")
+    inner = directory(tmp_path / "2", "default", **{mark: ""})
+    assert read_commit(own).commit_ns == int((own / mark).stat().mtime * 1e9)
+    assert read_commit(outer).commit_ns == int((inner / mark).stat().mtime * 1e9)
+
+
+def test_an_empty_directory_a_file_and_an_absent_root_hold_none(tmp_path):
+    directory(tmp_path, "5")
+    (tmp_path / "6").write_text("not a directory")
+    assert committed(tmp_path) == []
+    assert committed(tmp_path / "not there") == []
+
+
+def test_they_come_in_order_of_steps_not_of_names(tmp_path):
+    for step in (100, 20, 3):
+        directory(tmp_path, str(step), _CHECKPOINT_METADATA=metadata(STAMP + step))
+    assert [found.step for found in committed(tmp_path)] == [3, 20, 100]
+
+
+def test_a_step_saved_again_is_another_checkpoint(tmp_path):
+    path = directory(tmp_path, "9", _CHECKPOINT_METADATA=metadata(STAMP))
+    first = read_commit(path)
+    (path / "_CHECKPOINT_METADATA").write_text(metadata(STAMP + 1))
+    assert read_commit(path).identity != first.identity
+
+
+def test_files_are_named_from_the_directory_down(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("")
+    (tmp_path / "d").write_text("")
+    assert files(tmp_path) == ["a/b/c", "d"]
+    assert files(tmp_path / "gone") == []

@@ -1,0 +1,185 @@
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from jaxval.checkpoints.commit import committed
+from jaxval.checkpoints.pins import Pins
+from jaxval.checkpoints.watch import Watcher
+from jaxval.errors import VanishedError
+
+
+def save(root, step, stamp=None):
+    """A directory that passes for a committed checkpoint."""
+    path = Path(root) / str(step)
+    (path / "default").mkdir(parents=True, exist_ok=True)
+    (path / "default" / "data").write_text(f"parameters of {step}")
+    stamp = {"commit_timestamp_nsecs": stamp or 1000 + step}
+    (path / "_CHECKPOINT_METADATA").write_text(json.dumps(stamp))
+    return path
+
+
+def watcher(tmp_path, **kwargs):
+    return Watcher(str(tmp_path / "ckpt"), tmp_path / "pins", interval=0.02, **kwargs)
+
+
+def drain(watching):
+    """What stands in line, in the order in which it is handed out."""
+    steps = []
+    while (checkpoint := watching.next(timeout=0)) is not None:
+        steps.append(checkpoint.step)
+        watching.done(checkpoint)
+    return steps
+
+
+def test_every_checkpoint_comes_once_in_step_order(tmp_path):
+    watching = watcher(tmp_path)
+    for step in (30, 4, 100):
+        save(tmp_path / "ckpt", step)
+    watching.poll()
+    watching.poll()
+    assert drain(watching) == [4, 30, 100]
+    watching.poll()
+    assert drain(watching) == []
+
+
+def test_a_pin_outlives_what_the_trainer_deletes(tmp_path):
+    watching = watcher(tmp_path)
+    source = save(tmp_path / "ckpt", 5)
+    watching.poll()
+    shutil.rmtree(source)
+    checkpoint = watching.next(timeout=0)
+    assert checkpoint.path == source
+    assert (checkpoint.readable / "default" / "data").read_text() == "parameters of 5"
+    watching.done(checkpoint)
+    assert list((tmp_path / "pins").iterdir()) == []
+
+
+def test_the_thread_sees_what_comes_and_goes_while_nobody_asks(tmp_path):
+    watching = watcher(tmp_path)
+    watching.start()
+    seen = []
+    for step in range(8):
+        source = save(tmp_path / "ckpt", step)
+        while watching.backlog <= step:
+            threading.Event().wait(0.01)
+        shutil.rmtree(source)
+    watching.stop()
+    seen = drain(watching)
+    assert seen == list(range(8))
+
+
+def test_a_restart_takes_up_what_was_pinned_and_clears_what_was_not_whole(tmp_path):
+    first = watcher(tmp_path)
+    source = save(tmp_path / "ckpt", 5)
+    first.poll()
+    shutil.rmtree(source)
+    (tmp_path / "pins" / "6.1006.partial").mkdir()
+    second = watcher(tmp_path)
+    second.start()
+    second.stop()
+    checkpoint = second.next(timeout=0)
+    assert (checkpoint.step, checkpoint.commit_ns, checkpoint.path) == (5, 1005, source)
+    assert drain(second) == [5]
+    assert list((tmp_path / "pins").iterdir()) == []
+
+
+def test_a_step_saved_again_stands_in_line_again(tmp_path):
+    watching = watcher(tmp_path)
+    save(tmp_path / "ckpt", 5, stamp=1)
+    watching.poll()
+    assert drain(watching) == [5]
+    save(tmp_path / "ckpt", 5, stamp=2)
+    watching.poll()
+    assert drain(watching) == [5]
+
+
+def test_the_rest_of_a_checkpoint_that_is_being_deleted_is_none(tmp_path):
+    watching = watcher(tmp_path)
+    source = save(tmp_path / "ckpt", 5)
+    (source / "commit_success.txt").touch()
+    watching.poll()
+    assert drain(watching) == [5]
+    (source / "_CHECKPOINT_METADATA").unlink()
+    watching.poll()
+    watching.poll()
+    assert drain(watching) == []
+
+
+def test_one_of_old_orbax_is_taken_once_it_stays_the_same(tmp_path):
+    watching = watcher(tmp_path)
+    source = save(tmp_path / "ckpt", 5)
+    (source / "_CHECKPOINT_METADATA").unlink()
+    (source / "default" / "_METADATA").touch()
+    (source / "default" / "more").touch()
+    watching.poll()
+    (source / "default" / "more").unlink()
+    watching.poll()
+    assert drain(watching) == []
+    watching.poll()
+    assert drain(watching) == [5]
+
+
+def test_it_is_finished_when_the_trainer_says_so_and_the_line_is_empty(tmp_path):
+    watching = watcher(tmp_path)
+    save(tmp_path / "ckpt", 1)
+    watching.poll()
+    assert not watching.finished
+    (tmp_path / "ckpt" / "train_complete").touch()
+    watching.poll()
+    assert not watching.finished
+    drain(watching)
+    assert watching.finished
+
+
+def test_a_checkpoint_that_precedes_train_complete_is_never_overlooked(tmp_path):
+    save(tmp_path / "ckpt", 1)
+
+    def listing(root):
+        """The trainer saves its last step and finishes right after this listing."""
+        found = committed(root)
+        save(tmp_path / "ckpt", 2)
+        (tmp_path / "ckpt" / "train_complete").touch()
+        return found
+
+    watching = watcher(tmp_path, listing=listing)
+    watching.poll()
+    assert drain(watching) == [1]
+    assert not watching.finished
+    watching.poll()
+    assert drain(watching) == [2]
+    assert watching.finished
+
+
+def test_a_source_that_is_deleted_while_it_is_linked_has_vanished(tmp_path):
+    source = save(tmp_path / "ckpt", 5)
+    (checkpoint,) = committed(tmp_path / "ckpt")
+    shutil.rmtree(source)
+    with pytest.raises(VanishedError, match="deleted"):
+        Pins(tmp_path / "pins").take(checkpoint)
+    assert list((tmp_path / "pins").glob("*")) == []
+
+
+def test_a_source_that_was_replaced_is_not_pinned_under_the_old_name(tmp_path):
+    save(tmp_path / "ckpt", 5, stamp=1)
+    (checkpoint,) = committed(tmp_path / "ckpt")
+    save(tmp_path / "ckpt", 5, stamp=2)
+    with pytest.raises(VanishedError, match="replaced"):
+        Pins(tmp_path / "pins").take(checkpoint)
+
+
+def test_where_links_are_refused_it_is_read_where_it_is(tmp_path, caplog):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    save(tmp_path / "ckpt", 5)
+    pins = other / f"jaxval-test-{os.getpid()}"
+    watching = Watcher(str(tmp_path / "ckpt"), pins, interval=1)
+    try:
+        watching.poll()
+        assert watching.next(timeout=0).readable == tmp_path / "ckpt" / "5"
+    finally:
+        shutil.rmtree(pins, ignore_errors=True)

@@ -1,0 +1,114 @@
+import json
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
+
+from jaxval.corpus.tokenizer import load, wrap
+from jaxval.errors import DataError, EncoderError
+
+TEXTS = st.one_of(
+    st.text(st.sampled_from("ab z?")), st.lists(st.integers(0, 29), max_size=9).map(tuple)
+)
+
+
+def backend(single=None):
+    """Words a and b, ids 0 and 1; specials < and > are 2 and 3."""
+    made = Backend(models.WordLevel({"a": 0, "b": 1, "<": 2, ">": 3}, unk_token="b"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if single:
+        made.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("<", 2), (">", 3)]
+        )
+    return made
+
+
+def test_special_tokens_stand_around_a_text_and_around_ids(tiny_tokenizer):
+    encoded = tiny_tokenizer.encode(["a b", (4, 5), "", (), "ü"], 16)
+    assert encoded == [[2, 4, 5, 3], [2, 4, 5, 3], [2, 3], [2, 3], [2, 1, 3]]
+
+
+def test_what_is_cut_keeps_its_special_tokens(tiny_tokenizer):
+    assert tiny_tokenizer.encode(["a b c d", (4, 5, 6, 7)], 4) == [[2, 4, 5, 3]] * 2
+    assert tiny_tokenizer.encode(["a b c d"], 6) == [[2, 4, 5, 6, 7, 3]]  # no limit lingers
+
+
+@given(st.lists(TEXTS, max_size=8), st.integers(3, 12))
+def test_texts_and_ids_keep_their_order(tiny_tokenizer, texts, max_len):
+    one_by_one = [tiny_tokenizer.encode([text], max_len)[0] for text in texts]
+    assert tiny_tokenizer.encode(texts, max_len) == one_by_one
+    assert all(2 <= len(ids) <= max_len for ids in one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("single", "opening", "closing"),
+    [
+        (None, (), ()),
+        ("$A >", (), (3,)),
+        ("< $A", (2,), ()),
+        ("< < $A > > >", (2, 2), (3, 3, 3)),
+    ],
+)
+def test_special_tokens_are_found_where_the_tokenizer_puts_them(single, opening, closing):
+    made = wrap(backend(single))
+    assert (made.opening, made.closing) == (opening, closing)
+    assert made.encode([(1, 0), "b a"], 9) == [[*opening, 1, 0, *closing]] * 2
+
+
+def test_ids_beyond_the_vocabulary_are_another_tokenizers(tiny_tokenizer):
+    assert tiny_tokenizer.vocabulary == 30
+    assert tiny_tokenizer.encode([(29,)], 8) == [[2, 29, 3]]
+    with pytest.raises(DataError, match=r"holds 30,.* has only 30: --tokenizer"):
+        tiny_tokenizer.encode([(4, 30, 5)], 8)
+
+
+def test_settings_of_padding_and_truncation_do_not_count():
+    plain, padded = backend("< $A >"), backend("< $A >")
+    padded.enable_padding(length=12)
+    padded.enable_truncation(2)
+    one, other = wrap(plain), wrap(padded)
+    assert other.encode(["a"], 8) == one.encode(["a"], 8) == [[2, 0, 3]]
+    assert other.digest == one.digest
+
+
+def test_the_digest_is_of_what_decides_the_ids():
+    digests = {wrap(backend(single)).digest for single in (None, "$A >", "< $A >", "< $A >")}
+    assert len(digests) == 3
+
+
+def test_encoding_does_not_change_the_digest(tiny_backend):
+    before = wrap(tiny_backend)
+    before.encode(["a b c"], 4)
+    assert wrap(tiny_backend).digest == before.digest
+
+
+def test_a_folder(tokenizer_folder, tiny_tokenizer):
+    loaded = load(str(tokenizer_folder))
+    assert loaded.encode(["A b", (6,)], 8) == [[2, 4, 5, 3], [2, 6, 3]]
+    assert (loaded.pad, loaded.vocabulary) == (0, tiny_tokenizer.vocabulary)
+    assert load(str(tokenizer_folder)).digest == loaded.digest
+
+
+def test_padding_is_the_folders(tokenizer_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tokenizer_folder, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "[SEP]"}))
+    assert load(str(folder)).pad == 3
+
+
+@pytest.mark.parametrize("name", ["empty", "broken"])
+def test_a_folder_without_a_tokenizer(tmp_path, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if name == "broken":
+        (folder / "tokenizer.json").write_text("{")
+        (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(EncoderError) as caught:
+        load(str(folder))
+    assert str(caught.value).startswith(f"--tokenizer={folder}: no tokenizer could be loaded")
+    assert "tokenizer.json" in str(caught.value)
+    assert "\n" not in str(caught.value)

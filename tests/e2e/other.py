@@ -1,0 +1,15 @@
+"""An encoder whose tree no checkpoint of the tiny world has."""
+
+import flax.linen as nn
+
+from jaxval.encoders.adapter import from_linen
+
+
+class Other(nn.Module):
+    @nn.compact
+    def __call__(self, ids, mask):
+        return (nn.Embed(14, 4, name="vectors")(ids) * mask[..., None]).sum(1)
+
+
+def encoder():
+    return from_linen(Other())

@@ -1,0 +1,117 @@
+"""A world small enough to compute by hand: texts, an encoder, and a trainer beside it.
+
+    python -m tests.e2e.world DIRECTORY STEPS SECONDS
+
+is the trainer: an Orbax CheckpointManager that saves a table of word vectors at each of
+STEPS steps, SECONDS apart, from eight devices, keeping the last two.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+WORDS = "red green blue black white round square long short heavy".split()
+PASSAGES = {
+    f"p{i}": f"{a} {b}" for i, (a, b) in enumerate((a, b) for a in WORDS[:5] for b in WORDS[5:])
+}
+QUERIES = {"q0": "red round", "q1": "blue", "q2": "white heavy", "q3": "black short long"}
+QRELS = {"q0": {"p0": 1}, "q1": {"p10": 2, "p11": 1}, "q2": {"p24": 1}, "q3": {"p18": 1}}
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+DIM = 4
+
+
+def table(step):
+    """The parameters of a step: they tell which step they are by what they retrieve."""
+    import numpy as np
+
+    return np.random.default_rng(step).normal(size=(len(VOCABULARY), DIM)).astype("float32")
+
+
+def expected(step, passages=PASSAGES, queries=QUERIES):
+    """RR@10 of each query, by NumPy alone."""
+    import numpy as np
+
+    def encode(text):
+        rows = [VOCABULARY.index(word) for word in ["[CLS]", *text.split(), "[SEP]"]]
+        return table(step)[rows].mean(0)
+
+    vectors = np.array([encode(text) for text in passages.values()])
+    values = []
+    for query, text in queries.items():
+        order = np.argsort(-(vectors @ encode(text)), kind="stable")[:10]
+        ranks = [r for r, row in enumerate(order, 1) if list(passages)[row] in QRELS[query]]
+        values.append(1 / ranks[0] if ranks else 0.0)
+    return values
+
+
+def encoder():
+    """The factory for --encoder=tests.e2e.world:encoder."""
+    import flax.linen as nn
+
+    from jaxval.encoders.adapter import from_linen
+
+    class WordVectors(nn.Module):
+        @nn.compact
+        def __call__(self, ids, mask):
+            states = nn.Embed(len(VOCABULARY), DIM, name="words")(ids) * mask[..., None]
+            return states.sum(1) / mask.sum(1, keepdims=True).clip(1)
+
+    return from_linen(WordVectors())
+
+
+def write_texts(root, passages=PASSAGES, queries=QUERIES, qrels=QRELS):
+    """A BEIR folder."""
+    (root / "qrels").mkdir(parents=True)
+    for name, texts in {"corpus": passages, "queries": queries}.items():
+        lines = [json.dumps({"_id": id_, "text": text}) for id_, text in texts.items()]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [f"{q}\t{d}\t{g}" for q, grades in qrels.items() for d, g in grades.items()]
+    (root / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "\n".join(rows) + "\n"
+    )
+    return root
+
+
+def write_tokenizer(root):
+    """A folder that AutoTokenizer loads: one id a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(root)
+    return root
+
+
+def save(directory, steps, *, devices=1, seconds=0.0, complete=True):
+    """What the trainer does; also called in-process by tests that need no trainer."""
+    import jax
+    import numpy as np
+    import optax
+    import orbax.checkpoint as ocp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        for step in steps:
+            params = {"words": {"embedding": table(step)}}
+            state = {"params": params, "opt_state": optax.adam(1e-3).init(params)}
+            state = jax.device_put(state, everywhere)
+            manager.save(step, args=ocp.args.StandardSave(state))
+            time.sleep(seconds)
+    if complete:
+        (Path(directory) / "train_complete").touch()
+
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    save(Path(sys.argv[1]), range(int(sys.argv[2])), devices=8, seconds=float(sys.argv[3]))

@@ -1,0 +1,253 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxval.encoders import folder
+from jaxval.encoders.text_encoder import Projection
+from jaxval.errors import EncoderError
+
+GOLDENS = Path(__file__).parent / "goldens" / "bert"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the golden folder: BERT, mean, dense with tanh, normalized."""
+    return Path(shutil.copytree(GOLDENS, tmp_path / "model"))
+
+
+@pytest.fixture
+def bare(model):
+    """The same without what sentence-transformers adds."""
+    (model / "modules.json").unlink()
+    return model
+
+
+def edit(path, **entries):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def refuse(name, patterns):
+    raise AssertionError(f"asked the hub for {name}")
+
+
+def read(path):
+    return folder.read(str(path), download=refuse)
+
+
+def test_what_a_sentence_transformers_folder_says(model):
+    edit(model / "sentence_bert_config.json", max_seq_length=33)
+    found = read(model)
+    assert found.family == "bert"
+    assert found.config.hidden_size == 32
+    assert (found.pooling, found.normalize, found.max_seq_length) == ("mean", True, 33)
+    assert found.projection == Projection(width=16, bias=True, activation="tanh")
+    assert found.projection_path == model / "2_Dense"
+
+
+def test_a_bare_folder_is_cls_and_not_normalized(bare):
+    (bare / "sentence_bert_config.json").unlink()
+    found = read(bare)
+    assert (found.pooling, found.normalize, found.projection) == ("cls", False, None)
+    assert found.max_seq_length is None
+    assert jax.eval_shape(folder.build(found).encode_queries, *arguments(found)).shape == (
+        2,
+        32,
+    )
+
+
+def arguments(found, **options):
+    params = folder.build(found, **options).abstract_params()
+    ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+    return params, ids, jax.ShapeDtypeStruct((2, 5), jnp.bool_)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode": ["cls"]}, "cls"),
+    ],
+)
+def test_pooling_in_old_words_and_new(model, config, pooling):
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    assert read(model).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"pooling_mode": "max"}, "pooling max is not supported"),
+        ({"pooling_mode": ["cls", "mean"]}, r"pooling cls \+ mean"),
+        ({"pooling_mode_mean_tokens": False}, "by nothing"),
+    ],
+)
+def test_poolings_that_are_not_supported(model, config, message):
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match=message):
+        read(model)
+
+
+def test_an_old_folder_with_its_transformer_in_a_subfolder(model):
+    inner = model / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).rename(inner / name)
+    modules = json.loads((model / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (model / "modules.json").write_text(json.dumps(modules))
+    found = read(model)
+    assert found.path == inner
+    assert "projection" in folder.load_weights(found)[0]
+
+
+def test_overrides_and_truncation(model):
+    found = read(model)
+    params, _ = folder.load_weights(found)
+    ids = np.array([[5, 6, 7]], np.int32)
+    whole = folder.build(found, normalize=False).encode_queries(params, ids, ids > 0)
+    short = folder.build(found, dim=4).encode_queries(params, ids, ids > 0)
+    expected = whole[:, :4] / np.linalg.norm(whole[:, :4])
+    np.testing.assert_allclose(short, expected, rtol=1e-5)
+    cls = folder.build(found, pooling="cls").encode_queries(params, ids, ids > 0)
+    mean = folder.build(found).encode_queries(params, ids, ids > 0)
+    assert not np.allclose(cls, mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 17}, "16 components to 17"),
+        ({"pooling": "max"}, "choose one of cls, mean, last"),
+        ({"dtype": "float16"}, "float32, bfloat16"),
+    ],
+)
+def test_overrides_out_of_range(model, options, message):
+    with pytest.raises(EncoderError, match=message):
+        folder.build(read(model), **options)
+
+
+def test_the_digest_follows_what_decides_the_vectors(model):
+    found = read(model)
+    assert dataclasses.replace(found, path=Path("/elsewhere")).digest == found.digest
+    edit(model / "config.json", transformers_version="6.0.0", architectures=["BertForMaskedLM"])
+    assert read(model).digest == found.digest
+    edit(model / "config.json", hidden_act="relu")
+    assert read(model).digest != found.digest
+    assert dataclasses.replace(found, pooling="cls").digest != found.digest
+
+
+def test_weights_and_what_is_left_out(model):
+    params, ignored = folder.load_weights(read(model))
+    assert sorted(ignored) == ["pooler.dense.bias", "pooler.dense.weight"]
+    weight = load_file(model / "2_Dense" / "model.safetensors")["linear.weight"]
+    np.testing.assert_array_equal(params["projection"]["kernel"], weight.T)
+    expected = folder.build(read(model)).abstract_params()
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+
+
+def test_half_precision_becomes_float32(bare):
+    path = bare / "model.safetensors"
+    whole = load_file(path)
+    dtypes = ("bfloat16", "float16")
+    halved = {
+        name: array.astype(jnp.dtype(dtypes[number % 2]))
+        for number, (name, array) in enumerate(whole.items())
+    }
+    save_file(halved, path)
+    params, _ = folder.load_weights(read(bare))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    words = params["embeddings"]["word_embeddings"]["embedding"]
+    np.testing.assert_allclose(words, whole["embeddings.word_embeddings.weight"], rtol=1e-2)
+
+
+def test_sharded_weights(bare):
+    path = bare / "model.safetensors"
+    whole, _ = folder.load_weights(read(bare))
+    state = load_file(path)
+    shards = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(state)}
+    for shard in set(shards.values()):
+        save_file({name: state[name] for name in state if shards[name] == shard}, bare / shard)
+    (bare / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    path.unlink()
+    jax.tree.map(np.testing.assert_array_equal, folder.load_weights(read(bare))[0], whole)
+
+
+def test_a_hub_name_is_fetched_with_weights_only_if_asked(model):
+    asked = []
+
+    def download(name, patterns):
+        asked.append((name, "*.safetensors" in patterns))
+        return str(model)
+
+    assert folder.read("org/name", download=download).path == model
+    assert folder.read("org/name", weights=True, download=download).path == model
+    assert asked == [("org/name", False), ("org/name", True)]
+
+
+def test_a_hub_that_does_not_answer_is_one_line():
+    def download(name, patterns):
+        raise OSError("no route\nto host")
+
+    with pytest.raises(EncoderError, match="--model=org/name: no such folder") as caught:
+        folder.read("org/name", download=download)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_descriptions_name_the_file(bare):
+    (bare / "config.json").write_text('{\n"model_type": bert}')
+    with pytest.raises(EncoderError, match=r"config.json:2: broken JSON"):
+        read(bare)
+    (bare / "config.json").unlink()
+    with pytest.raises(EncoderError, match=r"config.json: cannot be read"):
+        read(bare)
+
+
+@pytest.mark.parametrize("entries", [{"model_type": "mamba"}, {"hidden_act": "laplace"}])
+def test_models_that_are_not_built_in(bare, entries):
+    edit(bare / "config.json", **entries)
+    with pytest.raises(EncoderError, match=r"config.json: .* with --encoder"):
+        read(bare)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [["Transformer", "CNN", "Pooling"], ["Pooling"], [], ["Transformer", "Dense", "Dense"]],
+)
+def test_chains_that_are_not_supported(model, kinds):
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in kinds]
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(EncoderError, match=r"modules.json: the chain"):
+        read(model)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"activation_function": "torch.nn.GELU"},
+        {"use_residual": True},
+        {"module_input_name": "x"},
+    ],
+)
+def test_projections_that_are_not_supported(model, entries):
+    edit(model / "2_Dense" / "config.json", **entries)
+    with pytest.raises(EncoderError, match="only a dense layer"):
+        read(model)
+
+
+def test_weights_that_are_not_there_or_broken(bare):
+    (bare / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(EncoderError, match="cannot be read as safetensors"):
+        folder.load_weights(read(bare))
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(EncoderError, match=r"has no model.safetensors"):
+        folder.load_weights(read(bare))

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxval.search import FaissSearcher
+
+QUERIES = np.array([[1, 0], [0, 1]], np.float32)
+PASSAGES = np.array([[3, 1], [1, 5], [2, 2], [0, 9]], np.float32)
+
+
+def search(queries, passages, depth, *, similarity="dot", cuts=(), order=None):
+    """Hits of the passages, taken in this order and cut into chunks at these places."""
+    order = np.arange(len(passages)) if order is None else np.asarray(order)
+    searcher = FaissSearcher(queries, depth, similarity)
+    for rows in np.split(order, sorted(set(cuts))):
+        if len(rows):
+            searcher.add(passages[rows], rows.astype(np.int64))
+    return searcher.hits()
+
+
+def brute(queries, passages, depth):
+    """Every score, best first, equals in document order."""
+    scores = queries @ passages.T
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return np.take_along_axis(scores, rows, 1), rows
+
+
+def whole_numbers(count, dim, seed, most=50):
+    return np.random.default_rng(seed).integers(-most, most + 1, (count, dim)).astype("f4")
+
+
+@st.composite
+def chunkings(draw, count):
+    cuts = draw(st.lists(st.integers(1, max(count - 1, 1)), max_size=4))
+    return {"cuts": cuts, "order": draw(st.permutations(range(count)))}
+
+
+def test_by_hand():
+    hits = search(QUERIES, PASSAGES, 3)
+    assert hits.rows.tolist() == [[0, 2, 1], [3, 1, 2]]
+    assert hits.scores.tolist() == [[3, 2, 1], [9, 5, 2]]
+    assert (hits.rows.dtype, hits.scores.dtype) == (np.int64, np.float32)
+
+
+def test_cosine_by_hand():
+    hits = search(QUERIES, PASSAGES, 4, similarity="cosine")
+    assert hits.rows.tolist() == [[0, 2, 1, 3], [3, 1, 2, 0]]
+    np.testing.assert_allclose(hits.scores[1], [1, 5 / 26**0.5, 0.5**0.5, 0.1**0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (1, 2, 3)])
+def test_depth_beyond_the_corpus_gives_fewer_hits_and_no_filler(cuts):
+    hits = search(QUERIES, PASSAGES, 1000, cuts=cuts)
+    assert hits.rows.shape == hits.scores.shape == (2, 4)
+    assert sorted(hits.rows[0]) == sorted(hits.rows[1]) == [0, 1, 2, 3]
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 25), st.integers(1, 70), st.integers(0, 99), st.data()
+)
+def test_any_chunks_in_any_order_are_brute_force(count, queries, depth, seed, data):
+    passages = whole_numbers(count, 4, seed)
+    asked = whole_numbers(queries, 4, seed + 1)
+    hits = search(asked, passages, depth, **data.draw(chunkings(count)))
+    scores, rows = brute(asked, passages, depth)
+    np.testing.assert_array_equal(hits.rows, rows)
+    np.testing.assert_array_equal(hits.scores, scores)
+    assert hits.rows.shape[1] == min(depth, count)
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 30), st.integers(1, 20), st.integers(0, 99), st.data()
+)
+def test_equal_scores_stand_in_document_order(count, queries, depth, seed, data):
+    passages = whole_numbers(count, 2, seed, most=1)  # nine vectors at most: ties everywhere
+    asked = whole_numbers(queries, 2, seed + 1, most=1)
+    hits = search(asked, passages, depth, **data.draw(chunkings(count)))
+    np.testing.assert_array_equal(hits.rows, brute(asked, passages, depth)[1])
+
+
+@pytest.mark.parametrize("cuts", [(), (2,), (250,), (100, 200, 300, 400)])
+@pytest.mark.parametrize("depth", [1, 10, 120])  # FAISS selects in another way above 100
+def test_a_collapsed_encoder_finds_the_first_documents(depth, cuts):
+    same = np.ones((500, 3), np.float32)
+    hits = search(same[:30], same, depth, cuts=cuts, order=np.arange(500)[::-1])
+    assert (hits.rows == np.arange(depth)).all()
+    assert (hits.scores == 3).all()
+
+
+def test_a_tie_at_the_last_place_is_decided_for_its_query_alone():
+    passages = np.array([[1, 0], [2, 3], [2, 1], [2, 2]], np.float32)
+    hits = search(QUERIES, passages, 2, order=[3, 2, 1, 0])
+    assert hits.rows.tolist() == [[1, 2], [1, 3]]
+    assert hits.scores.tolist() == [[2, 2], [3, 2]]
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 99), st.data())
+def test_cosine_is_dot_of_unit_vectors(count, depth, seed, data):
+    rng = np.random.default_rng(seed)
+    passages, asked = rng.normal(size=(count, 5)), rng.normal(size=(6, 5))
+    passages, asked = passages.astype("f4"), asked.astype("f4")
+
+    def unit(vectors):
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    chunks = data.draw(chunkings(count))
+    cosine = search(asked * 7, passages * 3, depth, similarity="cosine", **chunks)
+    dot = search(unit(asked), unit(passages), depth, **chunks)
+    np.testing.assert_array_equal(cosine.rows, dot.rows)
+    np.testing.assert_allclose(cosine.scores, dot.scores, atol=1e-6)
+    assert np.abs(cosine.scores).max() <= 1 + 1e-6
+
+
+def test_cosine_takes_a_vector_of_zeros():
+    hits = search(
+        QUERIES, np.array([[0, 0], [0, -4], [2, 0]], np.float32), 3, similarity="cosine"
+    )
+    assert hits.rows.tolist() == [[2, 0, 1], [0, 2, 1]]
+    assert np.isfinite(hits.scores).all()
+
+
+def test_the_given_arrays_are_left_as_they_were():
+    passages, asked = PASSAGES.copy(), QUERIES.copy()
+    search(asked, passages, 2, similarity="cosine")
+    np.testing.assert_array_equal(passages, PASSAGES)
+    np.testing.assert_array_equal(asked, QUERIES)
