@@ -95,4 +95,8 @@ def _help(topics: Topics, summary: str) -> str:
 
 
 def _default(flag: flags.Flag[Any]) -> str:
-    return str(flag.default_as_str or "").strip("'") if flag.default else "none"
+    return (
+        str(flag.default_as_str or "").strip("'")
+        if flag.default not in (None, "", [])
+        else "none"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxval.errors import UserError
-from jaxval.records import DatasetFiles
+from jaxval.records import DatasetFiles, PinLimit
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Watching:
       idle_timeout: seconds without a new checkpoint after which the run ends; None waits
         for ever.
       max_validations: checkpoints after which the run ends; None for no limit.
+      order: `all` in step order; `newest` first, the others when there is time; `latest`
+        alone, those before it are skipped.
+      pin_limit: how much may be pinned at once.
+      host_checkpoints: how many restored checkpoints are held in host memory.
+      retry_failed: whether failures of earlier runs are taken up again.
     """
 
     checkpoint_dir: str
@@ -27,11 +32,17 @@ class Watching:
     poll_interval: float
     idle_timeout: float | None
     max_validations: int | None
+    order: str
+    pin_limit: PinLimit
+    host_checkpoints: int
+    retry_failed: bool
 
     def __post_init__(self) -> None:
         if not self.checkpoint_dir:
             raise UserError("--checkpoint_dir is not set: name the trainer's directory")
         local = "://" not in self.checkpoint_dir
+        if local and Path(self.checkpoint_dir).is_file():
+            raise UserError(f"--checkpoint_dir={self.checkpoint_dir} is a file, no directory")
         if local and Path(self.checkpoint_dir).resolve() in self.pin_dir.resolve().parents:
             raise UserError(
                 f"--pin_dir={self.pin_dir} lies in the trainer's directory, which is only read:"
@@ -46,7 +57,7 @@ class Model:
     Attributes:
       folder: a Hugging Face folder or hub name; None with a factory.
       factory: `package.module:name` of a function that makes the encoder.
-      tokenizer: folder or hub name of the tokenizer.
+      tokenizer: folder or hub name of the tokenizer; None for that of the folder.
       params_path: the checkpoint's subtree to take, where several would fit.
       dtype: of the computation, `float32` or `bfloat16`.
       pooling, normalize, dim: override what the folder says; None keeps it.
@@ -54,7 +65,7 @@ class Model:
 
     folder: str | None
     factory: str | None
-    tokenizer: str
+    tokenizer: str | None
     params_path: str | None
     dtype: str
     pooling: str | None
@@ -67,7 +78,7 @@ class Model:
                 "set one of --model=FOLDER (a Hugging Face folder) and"
                 " --encoder=package.module:factory (a Flax module of your own)"
             )
-        if not self.tokenizer:
+        if self.factory and not self.tokenizer:
             raise UserError("--encoder needs --tokenizer=FOLDER: which tokenizer made its ids?")
         overrides = (self.pooling, self.normalize, self.dim)
         if self.factory and any(value is not None for value in overrides):
@@ -105,6 +116,10 @@ class Config:
       batch_tokens: tokens a batch a device, padding included; None for what suits the
         device.
       write_run: `trec` or `msmarco` to write run files; None for none.
+      select_by: NAME:MEASURE that decides which checkpoint is best; None for the first.
+      patience: validations without a significant gain before the trainer is told to stop;
+        None for never.
+      keep_best: how many of the best checkpoints are exported.
     """
 
     watching: Watching
@@ -115,3 +130,6 @@ class Config:
     batch_tokens: int | None
     output_dir: Path
     write_run: str | None
+    select_by: str | None
+    patience: int | None
+    keep_best: int

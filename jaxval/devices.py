@@ -12,8 +12,9 @@ from jaxval.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-_FAISS_SHARE = "0.75"
+_JAX_SHARE = "0.75"
 """The share of a GPU's memory that JAX may take; the rest is for FAISS."""
+_SHARES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 
 _FORM = re.compile(r"(cpu|gpu|tpu)(?::(\d+))?")
 
@@ -30,15 +31,18 @@ def environment(devices: str, current: Mapping[str, str]) -> dict[str, str]:
       UserError: the text has another form.
     """
     platform, numbers = parse(devices)
-    wanted = {"XLA_PYTHON_CLIENT_MEM_FRACTION": _FAISS_SHARE}
+    chosen = {}
+    if not any(name in current for name in _SHARES):
+        chosen[_SHARES[0]] = _JAX_SHARE
+    if "CUDA_DEVICE_ORDER" not in current:
+        chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # gpu:1 is then nvidia-smi's GPU 1
     if platform:
-        wanted["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
-    unset = {name: value for name, value in wanted.items() if name not in current}
+        chosen["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
     if platform == "cpu":
-        unset["CUDA_VISIBLE_DEVICES"] = ""
+        chosen["CUDA_VISIBLE_DEVICES"] = ""
     if platform == "gpu" and numbers:
-        unset["CUDA_VISIBLE_DEVICES"] = _visible(numbers, current)
-    return unset | ({"JAX_PLATFORMS": wanted["JAX_PLATFORMS"]} if platform else {})
+        chosen["CUDA_VISIBLE_DEVICES"] = _visible(numbers, current)
+    return chosen
 
 
 def parse(devices: str) -> tuple[str, tuple[int, ...]]:
@@ -56,13 +60,14 @@ def parse(devices: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _visible(numbers: tuple[int, ...], current: Mapping[str, str]) -> str:
-    listed = [name for name in current.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if not listed:
+    if "CUDA_VISIBLE_DEVICES" not in current:
         return ",".join(map(str, numbers))
+    listed = [name for name in current["CUDA_VISIBLE_DEVICES"].split(",") if name]
     if max(numbers) >= len(listed):
         raise UserError(
-            f"--devices names gpu:{max(numbers)}, and CUDA_VISIBLE_DEVICES"
-            f"={','.join(listed)} leaves {len(listed)}: they are numbered from 0 within it"
+            f"--devices names gpu:{max(numbers)}, and CUDA_VISIBLE_DEVICES="
+            f"{','.join(listed) or '(empty)'} leaves {len(listed)}: they are numbered from 0"
+            " within it"
         )
     return ",".join(listed[number] for number in numbers)
 

@@ -23,6 +23,7 @@ Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 _IN_FLIGHT = 4
 _CHUNK_FLOATS = 1 << 25  # 128 MiB of float32
 _ROW_MULTIPLE = 8
+_LEAST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,18 @@ class Tower:
         self._batch_tokens = batch_tokens
         self._run = _spread(encode, self._devices)
 
+    def halve(self) -> int | None:
+        """Halves the batch for good; its tokens now, or None if it is as small as it gets."""
+        if self._batch_tokens <= _LEAST_TOKENS:
+            return None
+        self._batch_tokens //= 2
+        return self._batch_tokens
+
     def chunks(self, params: Params, store: TokenStore, bar: Bar) -> Iterator[Chunk]:
         """The vectors of a whole store, in chunks of bounded size.
 
         Args:
-          params: each leaf replicated over the devices, so that none is copied.
+          params: as `place` returns them: on every device, so that no batch copies them.
           store: what to encode.
           bar: a unit a text.
         """
@@ -160,10 +168,19 @@ def matrix(chunks: Iterator[Chunk], count: int) -> np.ndarray:
     return vectors
 
 
+def place(params: Params, devices: Sequence[jax.Device]) -> Params:
+    """Copies parameters from host memory to every device, once, as Tower wants them."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("device",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(params, everywhere)
+
+
 def _spread(encode: Encode, devices: tuple[jax.Device, ...]) -> Callable[..., Any]:
     def run(params: Params, ids: jax.Array, lengths: jax.Array) -> jax.Array:
         mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None].astype(jnp.int32)
-        return encode(params, ids.astype(jnp.int32), mask).astype(jnp.float32)
+        # By itself JAX computes float32 products in TF32 on GPUs, in bfloat16 on TPUs.
+        with jax.default_matmul_precision("float32"):
+            return encode(params, ids.astype(jnp.int32), mask).astype(jnp.float32)
 
     spread: Callable[..., Any] = jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
     return spread

@@ -6,6 +6,7 @@ JaxvalError
 │   ├── EncoderError       the model folder or the --encoder factory
 │   └── MismatchError      a checkpoint whose tree does not fit the encoder
 └── CheckpointError        one checkpoint: recorded, and the loop goes on
+    ├── UnreadableError    the file system keeps failing: tried again at the next start
     ├── VanishedError      it was deleted or replaced while it was read
     ├── CorruptError       it is there and cannot be read as it should
     └── NonFiniteError     its parameters hold NaN or infinity
@@ -35,11 +36,19 @@ class EncoderError(UserError):
 class MismatchError(UserError):
     """A checkpoint's tree does not fit the encoder's."""
 
+    reason = "mismatch"
+
 
 class CheckpointError(JaxvalError):
     """One checkpoint cannot be validated; the next may."""
 
     reason = "failed"
+
+
+class UnreadableError(CheckpointError):
+    """The file system kept failing; nothing is known of the checkpoint itself."""
+
+    reason = "unreadable"
 
 
 class VanishedError(CheckpointError):

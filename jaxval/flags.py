@@ -11,6 +11,7 @@ from jaxval.app import Topics
 from jaxval.config import Config, Model, Search, Texts, Watching
 from jaxval.corpus import datasets
 from jaxval.errors import UserError
+from jaxval.records import PinLimit
 
 _CHECKPOINT_DIR = flags.DEFINE_string(
     "checkpoint_dir", "", "The trainer's directory of Orbax checkpoints. It is only read."
@@ -35,6 +36,35 @@ _PIN_DIR = flags.DEFINE_string(
     "Where hard links keep checkpoints that the trainer deletes before they are validated;"
     " must be on the same file system. Empty: OUTPUT_DIR/pins.",
 )
+_MAX_PINS = flags.DEFINE_integer(
+    "max_pins",
+    None,
+    "Checkpoints pinned at once at most; more wait unprotected. None: no limit.",
+    lower_bound=0,
+)
+_MAX_PINNED_GIB = flags.DEFINE_float(
+    "max_pinned_gib",
+    None,
+    "GiB pinned at once at most; more wait unprotected. None: no limit.",
+    lower_bound=0.0,
+)
+_HOST_CHECKPOINTS = flags.DEFINE_integer(
+    "host_checkpoints",
+    2,
+    "Restored checkpoints held in host memory at most: the next ones, and first of all those"
+    " that could not be pinned.",
+    lower_bound=1,
+)
+_ORDER = flags.DEFINE_enum(
+    "order",
+    "all",
+    ["all", "newest", "latest"],
+    "When several wait: all in step order; the newest first and the others when there is time;"
+    " or only the latest, skipping those before it.",
+)
+_RETRY_FAILED = flags.DEFINE_bool(
+    "retry_failed", False, "Try again what failed in earlier runs, if it is still there."
+)
 _DATASET = flags.DEFINE_multi_string(
     "dataset",
     [],
@@ -45,7 +75,7 @@ _DATASET = flags.DEFINE_multi_string(
 _MEASURES = flags.DEFINE_string(
     "measures",
     "RR@10,nDCG@10,R@100",
-    "Measures, as ir_measures names them. The first decides which checkpoint is best.",
+    "Measures, as ir_measures names them.",
 )
 _DEPTH = flags.DEFINE_integer(
     "depth", 100, "Passages kept for each query.", lower_bound=1, upper_bound=100_000
@@ -142,14 +172,38 @@ _WRITE_RUN = flags.DEFINE_enum(
     ["trec", "msmarco"],
     "Write the hits of every checkpoint to OUTPUT_DIR/runs in this form. None: do not.",
 )
+_SELECT_BY = flags.DEFINE_string(
+    "select_by",
+    None,
+    "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. None: the first"
+    " --dataset and the first of --measures.",
+)
+_PATIENCE = flags.DEFINE_integer(
+    "patience",
+    None,
+    "Tell the trainer to stop (jaxval.signals) after so many validations without a significant"
+    " gain. None: never.",
+    lower_bound=1,
+)
+_KEEP_BEST = flags.DEFINE_integer(
+    "keep_best",
+    0,
+    "Export the encoder's parameters of so many best checkpoints to OUTPUT_DIR/best.",
+    lower_bound=0,
+)
 
 TOPICS: Topics = {
     "Which checkpoints, and until when": (
         _CHECKPOINT_DIR,
         _IDLE_TIMEOUT,
         _MAX_VALIDATIONS,
+        _ORDER,
+        _RETRY_FAILED,
         _POLL_INTERVAL,
         _PIN_DIR,
+        _MAX_PINS,
+        _MAX_PINNED_GIB,
+        _HOST_CHECKPOINTS,
     ),
     "What they are put to": (_DATASET, _MEASURES, _DEPTH, _SIMILARITY),
     "The encoder": (
@@ -172,6 +226,7 @@ TOPICS: Topics = {
     ),
     "Devices": (_DEVICES, _BATCH_TOKENS),
     "Output": (_OUTPUT_DIR, _WRITE_RUN),
+    "Which is best, and what the trainer hears": (_SELECT_BY, _PATIENCE, _KEEP_BEST),
 }
 
 
@@ -194,12 +249,16 @@ def config() -> Config:
             poll_interval=_POLL_INTERVAL.value,
             idle_timeout=_IDLE_TIMEOUT.value,
             max_validations=_MAX_VALIDATIONS.value,
+            order=_ORDER.value,
+            pin_limit=PinLimit(_MAX_PINS.value, _bytes(_MAX_PINNED_GIB.value)),
+            host_checkpoints=_HOST_CHECKPOINTS.value,
+            retry_failed=_RETRY_FAILED.value,
         ),
         datasets=datasets.parse_all(_DATASET.value),
         model=Model(
             folder=_MODEL.value or None,
             factory=_ENCODER.value or None,
-            tokenizer=_TOKENIZER.value or _MODEL.value,
+            tokenizer=_TOKENIZER.value or None,
             params_path=_PARAMS_PATH.value,
             dtype=_DTYPE.value,
             pooling=_POOLING.value,
@@ -220,19 +279,26 @@ def config() -> Config:
         batch_tokens=_BATCH_TOKENS.value,
         output_dir=output_dir,
         write_run=_WRITE_RUN.value,
+        select_by=_SELECT_BY.value,
+        patience=_PATIENCE.value,
+        keep_best=_KEEP_BEST.value,
     )
 
 
 def _output_dir() -> Path:
     if not _OUTPUT_DIR.value:
         raise UserError("--output_dir is not set: name a directory for the results")
-    return Path(_OUTPUT_DIR.value).absolute()
+    return Path(_OUTPUT_DIR.value).expanduser().absolute()
 
 
 def _absolute(directory: str) -> str:
     """As Orbax wants it; the URL of an object store is absolute already."""
     local = directory and "://" not in directory
-    return str(Path(directory).absolute()) if local else directory
+    return str(Path(directory).expanduser().absolute()) if local else directory
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _unquote(text: str) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxval.records import Checkpoint, Validation
+from jaxval.errors import UserError
+from jaxval.records import Checkpoint, Failure, Standing, Validation
 
 _MIGRATIONS = (
     """
@@ -39,18 +40,37 @@ _MIGRATIONS = (
       passages INTEGER NOT NULL,
       queries INTEGER NOT NULL,
       seconds TEXT NOT NULL,    -- JSON: stage -> seconds
+      against INTEGER,          -- the step that was best in the series until then
       finished REAL NOT NULL,
       UNIQUE (series, name, commit_ns)
     );
     CREATE TABLE measure (
       validation INTEGER NOT NULL REFERENCES validation,
       name TEXT NOT NULL,
-      mean REAL NOT NULL,
+      mean REAL,                -- NULL if it is NaN
+      low REAL,                 -- 95% interval of the mean
+      high REAL,
+      p_value REAL,             -- of no difference from validation.against
       per_query BLOB NOT NULL,  -- little-endian float64, in the order of series.query_ids
       PRIMARY KEY (validation, name)
     );
+    CREATE TABLE failure (
+      id INTEGER PRIMARY KEY,
+      series TEXT NOT NULL REFERENCES series,
+      step INTEGER NOT NULL,
+      name TEXT NOT NULL,
+      commit_ns INTEGER NOT NULL,
+      checkpoint TEXT NOT NULL,
+      reason TEXT NOT NULL,
+      message TEXT NOT NULL,
+      finished REAL NOT NULL,
+      UNIQUE (series, name, commit_ns)
+    );
     """,
 )
+
+
+_PATIENCE = 60.0  # seconds for a reader to let go of the file
 
 
 class Ledger:
@@ -58,9 +78,16 @@ class Ledger:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._migrate()
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)
+        self._db.row_factory = sqlite3.Row
+        try:
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"{path} cannot be used as a ledger ({error}): move it away, or choose another"
+                " --output_dir"
+            ) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -71,14 +98,20 @@ class Ledger:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _migrate(self) -> None:
         with self._atomic():
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(_MIGRATIONS):
+                raise UserError(
+                    f"the ledger was written by a newer jaxval (version {version}, this one"
+                    f" knows {len(_MIGRATIONS)}): install that, or choose another --output_dir"
+                )
             for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
                 for statement in filter(str.strip, migration.split(";\n")):
                     self._db.execute(statement)
@@ -93,80 +126,125 @@ class Ledger:
             self._db.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?)", row)
 
     def holds(self, checkpoint: Checkpoint, series: str) -> bool:
-        """Whether this checkpoint's result in this series is there."""
+        """Whether this checkpoint has its row in this series, a result or a failure."""
         found = self._db.execute(
-            "SELECT 1 FROM validation WHERE series = ? AND name = ? AND commit_ns = ?",
-            (series, *checkpoint.identity),
+            "SELECT 1 FROM validation WHERE series = :s AND name = :n AND commit_ns = :c"
+            " UNION SELECT 1 FROM failure WHERE series = :s AND name = :n AND commit_ns = :c",
+            {"s": series, "n": checkpoint.name, "c": checkpoint.commit_ns},
         )
         return found.fetchone() is not None
 
     def commit(self, validation: Validation) -> None:
         """Writes one validation with all its values, in one transaction."""
-        checkpoint = validation.checkpoint
-        row = (
-            validation.series,
-            checkpoint.step,
-            checkpoint.name,
-            checkpoint.commit_ns,
-            str(checkpoint.path),
-            validation.params_at,
-            validation.passages,
-            validation.queries,
-            json.dumps(dict(validation.seconds)),
-            time.time(),
-        )
+        if validation.standing is None:
+            raise ValueError("a validation is compared before it is committed")
+        checkpoint, standing = validation.checkpoint, validation.standing
+        row = {
+            "series": validation.series,
+            **_columns(checkpoint),
+            "params_at": validation.params_at,
+            "passages": validation.passages,
+            "queries": validation.queries,
+            "seconds": json.dumps(dict(validation.seconds)),
+            "against": standing.against,
+        }
         with self._atomic():
-            key = self._db.execute(
-                "INSERT INTO validation (series, step, name, commit_ns, checkpoint, params_at,"
-                " passages, queries, seconds, finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            ).lastrowid
-            self._db.executemany(
-                "INSERT INTO measure VALUES (?, ?, ?, ?)",
-                [
-                    (key, name, float(values.mean()), values.astype("<f8").tobytes())
-                    for name, values in validation.per_query.items()
-                ],
+            key = self._insert("validation", row)
+            for name, values in validation.per_query.items():
+                low, high = standing.intervals[name]
+                measure = {
+                    "validation": key,
+                    "name": name,
+                    "mean": float(values.mean()),
+                    "low": low,
+                    "high": high,
+                    "p_value": standing.p_values.get(name),
+                    "per_query": values.astype("<f8").tobytes(),
+                }
+                self._insert("measure", measure)
+
+    def fail(self, failures: Sequence[Failure]) -> None:
+        """Writes failures, all or none; one that stands there already is left as it is."""
+        with self._atomic():
+            for failure in failures:
+                row = {
+                    "series": failure.series,
+                    **_columns(failure.checkpoint),
+                    "reason": failure.reason,
+                    "message": failure.message,
+                }
+                self._insert("failure", row, "OR IGNORE")
+
+    def forget_failures(self, series: Sequence[str]) -> int:
+        """Removes the failures of these series, so that they are tried again; how many."""
+        with self._atomic():
+            return sum(
+                self._db.execute("DELETE FROM failure WHERE series = ?", (one,)).rowcount
+                for one in series
             )
 
     def validations(self, series: Sequence[str] | None = None) -> list[Validation]:
         """Every validation, or those of some series, in the order they were committed."""
-        rows = self._db.execute(
-            "SELECT v.id, v.series, dataset, step, name, commit_ns, checkpoint, params_at,"
-            " passages, queries, seconds FROM validation v JOIN series s ON s.digest = v.series"
-            " ORDER BY v.id"
-        ).fetchall()
-        return [self._read(*row) for row in rows if series is None or row[1] in series]
+        rows = self._rows(
+            "SELECT validation.*, dataset FROM validation"
+            " JOIN series ON series.digest = series ORDER BY id"
+        )
+        return [self._read(row) for row in rows if series is None or row["series"] in series]
+
+    def failures(self) -> list[Failure]:
+        """Every failure, in the order they were committed."""
+        return [
+            Failure(_checkpoint(row), row["series"], row["reason"], row["message"])
+            for row in self._rows("SELECT * FROM failure ORDER BY id")
+        ]
 
     def query_ids(self, series: str) -> list[str]:
         """The queries of a series, in the order of its per-query values."""
         found = self._db.execute("SELECT query_ids FROM series WHERE digest = ?", (series,))
         return list(json.loads(found.fetchone()[0]))
 
-    def _read(
-        self,
-        key: int,
-        series: str,
-        dataset: str,
-        step: int,
-        name: str,
-        commit_ns: int,
-        path: str,
-        params_at: str,
-        passages: int,
-        queries: int,
-        seconds: str,
-    ) -> Validation:
-        values = self._db.execute(
-            "SELECT name, per_query FROM measure WHERE validation = ? ORDER BY rowid", (key,)
+    def _rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    def _insert(self, table: str, row: Mapping[str, object], conflict: str = "") -> int | None:
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        sql = f"INSERT {conflict} INTO {table} ({names}) VALUES ({marks})"
+        return self._db.execute(sql, tuple(row.values())).lastrowid
+
+    def _read(self, row: sqlite3.Row) -> Validation:
+        measures = self._rows(
+            "SELECT * FROM measure WHERE validation = ? ORDER BY rowid", row["id"]
+        )
+        standing = Standing(
+            intervals={one["name"]: (one["low"], one["high"]) for one in measures},
+            against=row["against"],
+            p_values={
+                one["name"]: one["p_value"] for one in measures if one["p_value"] is not None
+            },
         )
         return Validation(
-            checkpoint=Checkpoint(step, name, commit_ns, epath.Path(path)),
-            dataset=dataset,
-            series=series,
-            params_at=params_at,
-            passages=passages,
-            queries=queries,
-            per_query={name: np.frombuffer(blob, "<f8") for name, blob in values},
-            seconds=json.loads(seconds),
+            checkpoint=_checkpoint(row),
+            dataset=row["dataset"],
+            series=row["series"],
+            params_at=row["params_at"],
+            passages=row["passages"],
+            queries=row["queries"],
+            per_query={one["name"]: np.frombuffer(one["per_query"], "<f8") for one in measures},
+            seconds=json.loads(row["seconds"]),
+            standing=standing,
         )
+
+
+def _columns(checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "step": checkpoint.step,
+        "name": checkpoint.name,
+        "commit_ns": checkpoint.commit_ns,
+        "checkpoint": str(checkpoint.path),
+        "finished": time.time(),
+    }
+
+
+def _checkpoint(row: sqlite3.Row) -> Checkpoint:
+    path = epath.Path(row["checkpoint"])
+    return Checkpoint(row["step"], row["name"], row["commit_ns"], path)

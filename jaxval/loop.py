@@ -5,29 +5,44 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
+from etils import epath
 
+from jaxval.checkpoints.ahead import Ahead
+from jaxval.checkpoints.best import BestCheckpoints
+from jaxval.checkpoints.gaps import unseen
+from jaxval.checkpoints.restore import Restored, restore
 from jaxval.config import Config
-from jaxval.errors import CheckpointError, VanishedError
+from jaxval.errors import CheckpointError, MismatchError, UnreadableError
 from jaxval.ledger import Ledger
 from jaxval.prepare import Prepared, prepare
-from jaxval.records import Checkpoint, Progress, Tracker
+from jaxval.records import Checkpoint, Failure, Progress, Standing, Tracker, Validation
+from jaxval.significance import compare
 from jaxval.trackers.console import Console, progress
 from jaxval.trackers.jsonl import JsonLines
 from jaxval.trackers.runs import write_run
+from jaxval.trackers.signals import SignalFile
 from jaxval.trackers.tensorboard import TensorBoard
-from jaxval.validate import Outcome, validate
+from jaxval.validate import Bench, Outcome, validate
 
 _LOG = logging.getLogger(__name__)
+_ROOM = 8 * 2**20  # bytes that must be free before anything is written
+_ROOM_PAUSE = 5.0
 
 
 class Source(Protocol):
     """Where checkpoints come from: checkpoints.watch.Watcher."""
+
+    def waiting(self) -> list[Checkpoint]:
+        """Those in line, the next first."""
+        ...
 
     def next(self, timeout: float) -> Checkpoint | None:
         """The next to validate, or None if there is none within `timeout` seconds."""
@@ -37,14 +52,26 @@ class Source(Protocol):
         """It needs no more attention."""
         ...
 
-    @property
-    def finished(self) -> bool:
-        """Whether none will come any more."""
+    def need(self, item: str) -> None:
+        """Only this item of a checkpoint is needed."""
+        ...
+
+    def why_unpinned(self, checkpoint: Checkpoint) -> str:
+        """Why it could not be protected from its trainer; empty if it could."""
+        ...
+
+    def set_aside(self, checkpoint: Checkpoint) -> None:
+        """Takes it out of the line, but keeps it readable."""
         ...
 
     @property
-    def backlog(self) -> int:
-        """How many wait."""
+    def left_behind(self) -> Sequence[Checkpoint]:
+        """What stood in line when an earlier run ended."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether none will come any more."""
         ...
 
 
@@ -53,16 +80,31 @@ class Tally:
     """What became of the checkpoints of this run."""
 
     validated: int = 0
-    skipped: int = 0
+    known: int = 0
     lost: int = 0
     corrupt: int = 0
+    unreadable: int = 0
+    skipped: int = 0
+    retried: int = 0
+
+    def count(self, reason: str) -> None:
+        """Counts a failure."""
+        if reason in ("vanished", "unseen"):
+            self.lost += 1
+        elif reason == "skipped":
+            self.skipped += 1
+        else:
+            self.corrupt += 1
 
     def __str__(self) -> str:
-        told = f"{self.validated} validated, {self.skipped} already in the ledger"
-        return f"{told}, {self.lost} lost, {self.corrupt} corrupt"
+        parts = [f"{self.validated} validated", f"{self.known} already in the ledger"]
+        parts += [f"{self.lost} lost", f"{self.corrupt} corrupt", f"{self.retried} retried"]
+        parts += [f"{self.skipped} skipped"] * bool(self.skipped)
+        parts += [f"{self.unreadable} unreadable"] * bool(self.unreadable)
+        return ", ".join(parts)
 
 
-def run(config: Config, source: Source, devices: Sequence[jax.Device]) -> int:
+def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Device]]) -> int:
     """Validates until an end is reached; returns the exit status.
 
     Raises:
@@ -70,78 +112,253 @@ def run(config: Config, source: Source, devices: Sequence[jax.Device]) -> int:
     """
     prepared = prepare(config, devices, progress)
     ledger = Ledger(config.output_dir / "ledger.sqlite")
-    for judged in prepared.bench.sets:
-        settings = prepared.settings[judged.series]
-        ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
-    trackers = _trackers(config, prepared)
-    for tracker in trackers:
-        tracker.begin(ledger.validations())
-    tally = Tally()
-    try:
-        _LOG.info("waiting for checkpoints in %s", config.watching.checkpoint_dir)
-        _consume(config, source, prepared, ledger, trackers, tally, progress)
-    finally:
-        for tracker in trackers:
+    with contextlib.closing(ledger):
+        _open_series(config, prepared, ledger)
+        session = Session(config, source, prepared, ledger, _trackers(config, prepared))
+        try:
+            session.begin()
+            session.consume()
+        finally:
+            session.end()
+            _say_where(config, session.tally)
+    return 1 if session.tally.corrupt or session.tally.unreadable else 0
+
+
+class Session:
+    """One run, from the first checkpoint to the last."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        prepared: Prepared,
+        ledger: Ledger,
+        trackers: Sequence[Tracker],
+        *,
+        progress: Progress = progress,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.tally = Tally()
+        self._config = config
+        self._source = source
+        self._bench: Bench = prepared.bench
+        self._select_by = prepared.select_by
+        self._ledger = ledger
+        self._trackers = trackers
+        self._progress = progress
+        self._clock = clock
+        self._sleep = sleep
+        self._ahead = Ahead(source.waiting, self._load, config.watching.host_checkpoints)
+        self._exports = BestCheckpoints(config.output_dir / "best")
+        self._ranking: dict[str, list[Validation]] = {}
+        self._known_steps: set[int] = set()
+        self._misfits: list[tuple[Checkpoint, MismatchError]] = []
+        self._fitted = False
+
+    def begin(self) -> None:
+        """Takes up where the ledger ends."""
+        series = {judged.series for judged in self._bench.sets}
+        past, failures = self._ledger.validations(), self._ledger.failures()
+        for validation in past:
+            if validation.series in series:
+                self._rank(validation)
+                self._fitted = True
+        rows: list[Validation | Failure] = [*past, *failures]
+        self._known_steps = {one.checkpoint.step for one in rows if one.series in series}
+        if self._known_steps:
+            self._known_steps |= {one.step for one in self._source.left_behind}
+        for tracker in self._trackers:
+            tracker.begin(past, failures)
+        self._prune()
+        self._ahead.start()
+        _LOG.info("waiting for checkpoints in %s", self._config.watching.checkpoint_dir)
+
+    def consume(self) -> None:
+        """Takes checkpoint after checkpoint, until one of the ends that Watching names.
+
+        Raises:
+          MismatchError: not one of them fits the encoder.
+        """
+        watching = self._config.watching
+        patience = math.inf if watching.idle_timeout is None else watching.idle_timeout
+        busy = self._clock()
+        while self.tally.validated != watching.max_validations:
+            checkpoint = self._source.next(watching.poll_interval)
+            if checkpoint is not None:
+                self._note_gap()
+                self._take(checkpoint)
+                busy = self._clock()
+            elif self._source.finished:
+                return _LOG.info("the training is complete")
+            elif self._clock() - busy >= patience:
+                return _LOG.info("no checkpoint for %.0f s", watching.idle_timeout)
+        return None
+
+    def end(self) -> None:
+        """Leaves everything whole, however the run ends."""
+        self._ahead.stop()
+        self.tally.retried = self._ahead.retried
+        for tracker in self._trackers:
             tracker.end()
-        _say_where(config, tally)
-        ledger.close()
-    return 1 if tally.corrupt else 0
 
+    def _load(self, checkpoint: Checkpoint) -> Restored:
+        return restore(checkpoint, self._bench.abstract_params, self._bench.params_path)
 
-def _consume(
-    config: Config,
-    source: Source,
-    prepared: Prepared,
-    ledger: Ledger,
-    trackers: Sequence[Tracker],
-    tally: Tally,
-    progress: Progress,
-    clock: Callable[[], float] = time.monotonic,
-) -> None:
-    """Takes checkpoint after checkpoint, until one of the ends that Watching names."""
-    watching = config.watching
-    busy = clock()
-    while tally.validated != watching.max_validations:
-        checkpoint = source.next(watching.poll_interval)
-        if checkpoint is not None:
-            _take(checkpoint, config, prepared, ledger, trackers, tally, progress)
-            source.done(checkpoint)
-            busy = clock()
-        elif source.finished:
-            _LOG.info("the training is complete")
-            return
-        elif watching.idle_timeout is not None and clock() - busy >= watching.idle_timeout:
-            _LOG.info("no checkpoint for %.0f s", watching.idle_timeout)
-            return
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Validates a checkpoint on the sets for which the ledger has no row of it."""
+        if self._config.watching.order == "latest":
+            for other in self._source.waiting()[1:]:
+                self._fail(other, "skipped", f"step {checkpoint.step} was newer")
+        wanted = self._wanted(checkpoint)
+        if not wanted:
+            self.tally.known += 1
+            return self._source.done(checkpoint)
+        start = self._clock()
+        try:
+            self._validate(checkpoint, wanted)
+        except MismatchError as error:
+            return self._misfit(checkpoint, error)
+        except UnreadableError as error:
+            return self._postpone(checkpoint, error)
+        except CheckpointError as error:
+            return self._fail(checkpoint, error.reason, str(error))
+        self._source.done(checkpoint)
+        return self._say_lag(self._clock() - start)
 
+    def _wanted(self, checkpoint: Checkpoint) -> set[str]:
+        every = (judged.series for judged in self._bench.sets)
+        return {series for series in every if not self._ledger.holds(checkpoint, series)}
 
-def _take(
-    checkpoint: Checkpoint,
-    config: Config,
-    prepared: Prepared,
-    ledger: Ledger,
-    trackers: Sequence[Tracker],
-    tally: Tally,
-    progress: Progress,
-) -> None:
-    """Validates a checkpoint on the sets for which the ledger has no row of it."""
-    sets = prepared.bench.sets
-    wanted = {one.series for one in sets if not ledger.holds(checkpoint, one.series)}
-    if not wanted:
-        tally.skipped += 1
-        return
-    try:
-        for outcome in validate(checkpoint, prepared.bench, frozenset(wanted), progress):
+    def _validate(self, checkpoint: Checkpoint, wanted: set[str]) -> None:
+        restored = self._ahead.take(checkpoint)
+        self._fits(restored)
+        for outcome in validate(
+            checkpoint, restored, self._bench, frozenset(wanted), self._progress
+        ):
+            self._wait_for_room()
             with _undisturbed():
-                _keep(outcome, config, ledger, trackers)
+                self._keep(outcome, restored)
                 wanted.discard(outcome.validation.series)
-                tally.validated += not wanted
-    except VanishedError as error:
-        tally.lost += 1
-        _LOG.warning("step %d is lost: %s", checkpoint.step, error)
-    except CheckpointError as error:
-        tally.corrupt += 1
-        _LOG.error("step %d cannot be validated (%s): %s", checkpoint.step, error.reason, error)
+                self.tally.validated += not wanted
+
+    def _keep(self, outcome: Outcome, restored: Restored) -> None:
+        """Files first: once the row is there, nothing of the result may be missing."""
+        validation = self._compared(outcome.validation)
+        if self._config.write_run:
+            _write_run(self._config, outcome)
+        if self._ranks_for_export(validation):
+            self._exports.export(validation.checkpoint, restored.params)
+        self._ledger.commit(validation)
+        self._rank(validation)
+        self._prune()
+        for tracker in self._trackers:
+            _mirror(tracker.record, validation)
+
+    def _compared(self, validation: Validation) -> Validation:
+        """With how it stands against the best of its series so far."""
+        ranking = self._ranking.get(validation.series)
+        found = compare(validation.per_query, ranking[0].per_query if ranking else None)
+        against = ranking[0].checkpoint.step if ranking else None
+        standing = Standing(found.intervals, against, found.p_values)
+        return dataclasses.replace(validation, standing=standing)
+
+    def _rank(self, validation: Validation) -> None:
+        """Puts it in its place among its series, the best first; the earlier of equals."""
+        ranking = self._ranking.setdefault(validation.series, [])
+        ranking.append(validation)
+        measure = self._select_by.measure
+        ranking.sort(key=lambda one: -one.measures[measure])
+        del ranking[max(1, self._config.keep_best) :]
+
+    def _ranks_for_export(self, validation: Validation) -> bool:
+        if self._config.keep_best == 0 or validation.series != self._select_by.series:
+            return False
+        ranking = self._ranking.get(validation.series, [])
+        measure = self._select_by.measure
+        ahead = sum(one.measures[measure] >= validation.measures[measure] for one in ranking)
+        return ahead < self._config.keep_best
+
+    def _prune(self) -> None:
+        ranking = self._ranking.get(self._select_by.series, [])
+        if self._config.keep_best and ranking:
+            names = [validation.checkpoint.name for validation in ranking]
+            self._exports.keep(names, best=names[0])
+
+    def _fits(self, restored: Restored) -> None:
+        """The settings fit one checkpoint: those that they do not fit are at fault."""
+        self._fitted = True
+        self._source.need(restored.found_at.partition("/")[0])
+        while self._misfits:
+            checkpoint, error = self._misfits.pop()
+            self._fail(checkpoint, error.reason, str(error))
+
+    def _misfit(self, checkpoint: Checkpoint, error: MismatchError) -> None:
+        """As long as none has fitted, the settings may be at fault: nothing is recorded."""
+        if self._fitted:
+            return self._fail(checkpoint, error.reason, str(error))
+        self._misfits.append((checkpoint, error))
+        self._source.set_aside(checkpoint)
+        if not self._source.waiting():
+            raise error
+        return None
+
+    def _postpone(self, checkpoint: Checkpoint, error: UnreadableError) -> None:
+        """Nothing is known against the checkpoint: it stays pinned for the next start."""
+        self.tally.unreadable += 1
+        self._source.set_aside(checkpoint)
+        _LOG.error("%s: it is taken up again at the next start", error)
+
+    def _fail(self, checkpoint: Checkpoint, reason: str, message: str) -> None:
+        """One row a series that has none of it, and the loop goes on."""
+        why = self._source.why_unpinned(checkpoint)
+        message = f"{message} (it was not pinned: {why})" if why else message
+        failures = [
+            Failure(checkpoint, series, reason, message) for series in self._wanted(checkpoint)
+        ]
+        self._wait_for_room()
+        with _undisturbed():
+            self._ledger.fail(failures)
+            self.tally.count(reason)
+            for tracker in self._trackers:
+                for failure in failures:
+                    _mirror(tracker.fail, failure)
+        self._source.done(checkpoint)
+
+    def _note_gap(self) -> None:
+        """Records, once, the steps that came and went before this run began."""
+        following = {one.step for one in self._source.waiting()} - self._known_steps
+        if not self._known_steps or not following:
+            return
+        known, self._known_steps = self._known_steps, set()
+        for step in unseen(known, min(following)):
+            path = epath.Path(self._config.watching.checkpoint_dir) / str(step)
+            checkpoint = Checkpoint(step, str(step), 0, path)
+            self._fail(checkpoint, "unseen", "it came and went while no jaxval was running")
+
+    def _wait_for_room(self) -> None:
+        """Writes nothing, rather than half of it, until the disk has room again."""
+        said = False
+        while (free := shutil.disk_usage(self._config.output_dir).free) < _ROOM:
+            if not said:
+                _LOG.error(
+                    "%s has only %.1f MiB left: waiting until there is room",
+                    self._config.output_dir,
+                    free / 2**20,
+                )
+            said = True
+            self._sleep(_ROOM_PAUSE)
+
+    def _say_lag(self, seconds: float) -> None:
+        waiting = self._source.waiting()
+        if len(waiting) > 1:
+            _LOG.info(
+                "%d checkpoints wait; at %.0f s each, the last of them is %.0f s away%s",
+                len(waiting),
+                seconds,
+                seconds * len(waiting),
+                "" if self._config.watching.order != "all" else " (see --order)",
+            )
 
 
 @contextlib.contextmanager
@@ -161,24 +378,33 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(caught[0])
 
 
-def _keep(
-    outcome: Outcome, config: Config, ledger: Ledger, trackers: Sequence[Tracker]
-) -> None:
-    """The run file first: once the row is there, nothing of the result may be missing."""
-    validation = outcome.validation
-    if config.write_run:
-        name = f"{validation.checkpoint.name}.{config.write_run}"
-        write_run(
-            config.output_dir / "runs" / validation.dataset / name,
-            config.write_run,
-            outcome.judged.query_ids,
-            outcome.hits,
-            outcome.corpus.ids,
-            tag=f"jaxval-{validation.checkpoint.step}",
-        )
-    ledger.commit(validation)
-    for tracker in trackers:
-        tracker.record(validation)
+def _mirror(tell: Callable[[Any], None], row: Validation | Failure) -> None:
+    """A mirror that cannot be written is made whole at the next start: the row is there."""
+    try:
+        tell(row)
+    except OSError as error:
+        _LOG.error("step %d is in the ledger, but not mirrored: %s", row.checkpoint.step, error)
+
+
+def _open_series(config: Config, prepared: Prepared, ledger: Ledger) -> None:
+    for judged in prepared.bench.sets:
+        settings = prepared.settings[judged.series]
+        ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
+    if config.watching.retry_failed:
+        forgotten = ledger.forget_failures(list(prepared.settings))
+        _LOG.info("%d failures of earlier runs are tried again", forgotten)
+
+
+def _write_run(config: Config, outcome: Outcome) -> None:
+    checkpoint, form = outcome.validation.checkpoint, config.write_run or ""
+    write_run(
+        config.output_dir / "runs" / outcome.judged.name / f"{checkpoint.name}.{form}",
+        form,
+        outcome.judged.query_ids,
+        outcome.hits,
+        outcome.corpus.ids,
+        tag=f"jaxval-{checkpoint.step}",
+    )
 
 
 def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
@@ -187,7 +413,8 @@ def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
     return [
         JsonLines(config.output_dir / "metrics.jsonl"),
         TensorBoard(config.output_dir / "tensorboard"),
-        Console(series, measures),
+        SignalFile(config.output_dir, prepared.select_by, config.patience),
+        Console(series, measures, prepared.select_by.measure),
     ]
 
 
@@ -198,4 +425,6 @@ def _say_where(config: Config, tally: Tally) -> None:
     print(f"metrics      {out / 'metrics.jsonl'}")
     if config.write_run:
         print(f"runs         {out / 'runs'}")
+    if config.keep_best:
+        print(f"best         {out / 'best' / 'best'}")
     print(f"TensorBoard  tensorboard --logdir {out / 'tensorboard'}", flush=True)

@@ -5,26 +5,35 @@ python -m jaxval.main --flagfile=val.flags
 
 from __future__ import annotations
 
-from jaxval import app, devices, flags
+from jaxval import app, devices, flags, lock
 from jaxval.checkpoints.watch import Watcher
+from jaxval.config import Watching
 
 
 def main() -> int:
     """Flags -> Config -> the loop."""
     config = flags.config()
     devices.apply(flags.devices())
-    watching = config.watching
-    # Before JAX is imported: in those seconds a trainer may delete a checkpoint.
-    watcher = Watcher(
-        watching.checkpoint_dir, watching.pin_dir, interval=watching.poll_interval
-    )
-    watcher.start()
-    try:
-        from jaxval import loop
+    with lock.hold(config.output_dir):
+        # Before JAX is imported: in those seconds a trainer may delete a checkpoint.
+        watcher = _watcher(config.watching)
+        watcher.start()
+        try:
+            from jaxval import loop
 
-        return loop.run(config, watcher, devices.open_devices(flags.devices()))
-    finally:
-        watcher.stop()
+            return loop.run(config, watcher, lambda: devices.open_devices(flags.devices()))
+        finally:
+            watcher.stop()
+
+
+def _watcher(watching: Watching) -> Watcher:
+    return Watcher(
+        watching.checkpoint_dir,
+        watching.pin_dir,
+        interval=watching.poll_interval,
+        limit=watching.pin_limit,
+        newest_first=watching.order != "all",
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -22,8 +22,8 @@ from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.encode import Tower, default_batch_tokens
 from jaxval.encoders import adapter, folder
-from jaxval.errors import DataError, EncoderError
-from jaxval.records import DatasetFiles, Encoder, Params, Progress
+from jaxval.errors import DataError, EncoderError, UserError
+from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy
 from jaxval.validate import Bench, JudgedSet, Round
 
 _LOG = logging.getLogger(__name__)
@@ -33,22 +33,25 @@ _PASSAGE_LEN, _QUERY_LEN = 256, 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bench, and what the ledger is to know about each of its series."""
+    """A bench, what the ledger is to know about each of its series, and what decides."""
 
     bench: Bench
     settings: dict[str, dict[str, Any]]
+    select_by: SelectBy
 
 
 @dataclass(frozen=True)
-class _Limits:
-    """What an encoder can take; None where it does not say.
+class _Traits:
+    """What an encoder asks of its texts; None where it does not say.
 
     Attributes:
+      tokenizer: where its tokenizer lies.
       usual: tokens of a text that it was made for.
       positions: tokens of a text at most.
       vocabulary: token ids at most.
     """
 
+    tokenizer: str | None = None
     usual: int | None = None
     positions: int | None = None
     vocabulary: int | None = None
@@ -79,8 +82,10 @@ class _Encoding:
     identity: dict[str, Any]
 
 
-def prepare(config: Config, devices: Sequence[jax.Device], progress: Progress) -> Prepared:
-    """Makes the bench.
+def prepare(
+    config: Config, open_devices: Callable[[], Sequence[jax.Device]], progress: Progress
+) -> Prepared:
+    """Makes the bench; the devices are opened when all else has been found right.
 
     Raises:
       UserError: the first fault that was found, in one line.
@@ -89,8 +94,10 @@ def prepare(config: Config, devices: Sequence[jax.Device], progress: Progress) -
     parsed = measuring.parse(search.measures, search.depth)
     sets = [(files, load_queries(files)) for files in config.datasets]
     encoding = _encoding(config)
-    judged = [_ready(files, queries, config, encoding, progress) for files, queries in sets]
-    encoder = encoding.encoder
+    judged = [
+        _ready(files, queries, config, encoding, parsed, progress) for files, queries in sets
+    ]
+    encoder, devices = encoding.encoder, open_devices()
     batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
     bench = Bench(
         abstract_params=_held(encoder, config.model),
@@ -103,17 +110,31 @@ def prepare(config: Config, devices: Sequence[jax.Device], progress: Progress) -
         depth=search.depth,
         measures=tuple(parsed),
     )
-    return Prepared(bench, {one.series: settings for _, one, settings in judged})
+    select_by = _select_by(config.select_by, bench)
+    return Prepared(bench, {one.series: settings for _, one, settings in judged}, select_by)
+
+
+def _select_by(text: str | None, bench: Bench) -> SelectBy:
+    """What `NAME:MEASURE` names; by default the first set and its first measure."""
+    name, _, measure = (text or f"{bench.sets[0].name}:{bench.measures[0]}").partition(":")
+    series = {judged.name: judged.series for judged in bench.sets}
+    measures = [str(one) for one in bench.measures]
+    if name not in series or measure not in measures:
+        raise UserError(
+            f"--select_by={text} must be NAME:MEASURE, a name of --dataset"
+            f" ({', '.join(series)}) and one of --measures ({', '.join(measures)})"
+        )
+    return SelectBy(name, series[name], measure)
 
 
 def _encoding(config: Config) -> _Encoding:
     texts, model = config.texts, config.model
     readers.check_template(texts.passage_template)
-    encoder, identity, limits = _encoder(model)
-    passage_len = texts.passage_max_len or limits.usual or _PASSAGE_LEN
-    query_len = texts.query_max_len or limits.usual or _QUERY_LEN
-    made = tokenizer.load(model.tokenizer)
-    limits.check(made, passage_len=passage_len, query_len=query_len)
+    encoder, identity, traits = _encoder(model)
+    passage_len = texts.passage_max_len or traits.usual or _PASSAGE_LEN
+    query_len = texts.query_max_len or traits.usual or _QUERY_LEN
+    made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
+    traits.check(made, passage_len=passage_len, query_len=query_len)
     return _Encoding(
         encoder=encoder,
         tokenizer=made,
@@ -137,14 +158,20 @@ def _held(encoder: Encoder, model: Model) -> Params:
     return jax.tree.map(cast, tree)
 
 
-def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Limits]:
-    """The encoder, what identifies it, and what it can take."""
+def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Traits]:
+    """The encoder, what identifies it, and what it asks of its texts."""
     if model.factory:
         encoder = adapter.load_factory(model.factory)
         shapes = {
             show(path): leaf.shape for path, leaf in flatten(encoder.abstract_params()).items()
         }
-        return encoder, {"encoder": model.factory, "shapes": _digest(shapes)}, _Limits()
+        source = adapter.source_digest(model.factory)
+        identity: dict[str, Any] = {
+            "encoder": model.factory,
+            "source": source,
+            "shapes": _digest(shapes),
+        }
+        return encoder, identity, _Traits()
     read = folder.read(model.folder or "")
     encoder = folder.build(
         read,
@@ -155,13 +182,18 @@ def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Limits]:
     )
     identity = {
         "model": read.digest,
-        "pooling": model.pooling,
-        "normalize": model.normalize,
+        "pooling": model.pooling or read.pooling,
+        "normalize": read.normalize if model.normalize is None else model.normalize,
         "dim": model.dim,
     }
     config = read.config
-    limits = _Limits(read.max_seq_length, config.max_position_embeddings, config.vocab_size)
-    return encoder, identity, limits
+    traits = _Traits(
+        tokenizer=str(read.path),
+        usual=read.max_seq_length,
+        positions=config.max_position_embeddings,
+        vocabulary=config.vocab_size,
+    )
+    return encoder, identity, traits
 
 
 def _ready(
@@ -169,6 +201,7 @@ def _ready(
     queries: QuerySet,
     config: Config,
     encoding: _Encoding,
+    measures: Sequence[Any],
     progress: Progress,
 ) -> tuple[TokenStore, JudgedSet, dict[str, Any]]:
     """A set's corpus and queries tokenized, its qrels in rows, its series named."""
@@ -183,12 +216,15 @@ def _ready(
         )
     settings = {
         "dataset": files.name,
-        "corpus": corpus.digest,
-        "queries": stored.digest,
+        "corpus": readers.digest(files.corpus),
+        "queries": queries.digest,
+        "tokenizer": encoding.tokenizer.digest,
+        "passages": asdict(encoding.passages),
+        "query texts": asdict(encoding.queries),
         "encoder": encoding.identity,
         "similarity": config.search.similarity,
         "depth": config.search.depth,
-        "measures": list(config.search.measures),
+        "measures": sorted(map(str, measures)),
     }
     judged = JudgedSet(
         name=files.name,

@@ -54,6 +54,14 @@ class Checkpoint:
         return self.name, self.commit_ns
 
 
+@dataclass(frozen=True)
+class PinLimit:
+    """How many checkpoints, and bytes of them, may be pinned at once; None for no limit."""
+
+    count: int | None = None
+    bytes: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A passage or a query as a file holds it.
@@ -150,6 +158,48 @@ class Hits:
 
 
 @dataclass(frozen=True)
+class SelectBy:
+    """What decides which checkpoint is best: a measure on one set, in its series."""
+
+    dataset: str
+    series: str
+    measure: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How sure a validation's means are, and how they compare.
+
+    Attributes:
+      intervals: measure -> 95% interval of its mean, by bootstrap over the queries.
+      against: the step that was best in the series until then; None for the first.
+      p_values: measure -> of a paired randomization test against that step.
+    """
+
+    intervals: Mapping[str, tuple[float, float]]
+    against: int | None
+    p_values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that has no value in a series, and why. A row of the ledger too.
+
+    Attributes:
+      checkpoint: which one; commit_ns is 0 for one that nobody saw.
+      series: in which it has none.
+      reason: one of errors' reasons, or `skipped` (--order=latest went past it), or
+        `unseen` (by the steps around it, it came and went while no jaxval ran).
+      message: what a person should know.
+    """
+
+    checkpoint: Checkpoint
+    series: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Validation:
     """What one checkpoint scored on one validation set: what a row of the ledger holds.
 
@@ -162,6 +212,7 @@ class Validation:
       queries: how many were judged.
       per_query: measure name -> [queries] float64, in the order of the set's queries.
       seconds: stage -> wall-clock seconds: restore, queries, passages, search, measures.
+      standing: None until it is compared.
     """
 
     checkpoint: Checkpoint
@@ -172,6 +223,7 @@ class Validation:
     queries: int
     per_query: Mapping[str, np.ndarray]
     seconds: Mapping[str, float]
+    standing: Standing | None = None
 
     @property
     def measures(self) -> dict[str, float]:
@@ -187,12 +239,16 @@ class Validation:
 class Tracker(Protocol):
     """Shows or mirrors what the ledger holds. It never decides anything."""
 
-    def begin(self, past: Sequence[Validation]) -> None:
+    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Called once, with all that the ledger holds, so that a mirror can be made whole."""
         ...
 
     def record(self, validation: Validation) -> None:
         """Called after each validation's row is committed."""
+        ...
+
+    def fail(self, failure: Failure) -> None:
+        """Called after each failure's row is committed."""
         ...
 
     def end(self) -> None:

@@ -7,6 +7,7 @@ corpus stand in one Round, so that the corpus is encoded and searched once for a
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxval.checkpoints.restore import Restored, restore
+from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.tokens import TokenStore
-from jaxval.encode import Chunk, Tower, matrix
+from jaxval.encode import Chunk, Tower, matrix, place
+from jaxval.errors import UserError
 from jaxval.measures import RowQrels, evaluate
 from jaxval.records import Checkpoint, Hits, Params, Progress, Validation
 from jaxval.search import FaissSearcher
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,31 +94,54 @@ class Outcome:
 
 
 def validate(
-    checkpoint: Checkpoint, bench: Bench, wanted: Collection[str], progress: Progress
+    checkpoint: Checkpoint,
+    restored: Restored,
+    bench: Bench,
+    wanted: Collection[str],
+    progress: Progress,
 ) -> Iterator[Outcome]:
     """Validates one checkpoint on the sets whose series are `wanted`.
 
     Raises:
-      MismatchError, CheckpointError: as checkpoints.restore does.
       NonFiniteError: the encoder made NaN of finite parameters.
+      UserError: the device has too little memory.
     """
-    watch = Stopwatch()
+    watch = Stopwatch({"restore": restored.seconds})
     with watch("restore"):
-        restored = restore(
-            checkpoint,
-            bench.abstract_params,
-            devices=bench.devices,
-            params_path=bench.params_path,
-        )
+        params = place(restored.params, bench.devices)
     for round_ in bench.rounds:
         sets = [judged for judged in round_.sets if judged.series in wanted]
         if sets:
             lap = Stopwatch(watch.seconds)
-            hits = _search(
-                checkpoint, bench, restored.params, round_.corpus, sets, lap, progress
+            hits = _search_in_memory(
+                checkpoint, bench, params, round_.corpus, sets, lap, progress
             )
             for judged, found in zip(sets, _split(hits, sets), strict=True):
                 yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
+
+
+def _search_in_memory(checkpoint: Checkpoint, bench: Bench, *rest: Any, **named: Any) -> Hits:
+    """_search, again with half the batch for as long as the device's memory is too small."""
+    while True:
+        try:
+            return _search(checkpoint, bench, *rest, **named)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _halve(bench, error)
+
+
+def _halve(bench: Bench, error: Exception) -> None:
+    tokens = {tower.halve() for tower in (bench.query_tower, bench.passage_tower)}
+    if tokens == {None}:
+        raise UserError(
+            "the device has too little memory for the smallest batch: choose another by"
+            " --devices, or --dtype=bfloat16"
+        ) from error
+    _LOG.warning(
+        "the device is out of memory: from now on %s tokens a batch (--batch_tokens)",
+        max(filter(None, tokens)),
+    )
 
 
 def _search(

@@ -16,7 +16,7 @@ LAYERS = (
     ("records", "errors"),
     (
         *("checkpoints", "corpus", "encoders", "encode", "search", "measures", "ledger"),
-        *("devices", "trackers", "signals", "config"),
+        *("devices", "trackers", "signals", "significance", "config", "lock"),
     ),
     ("validate",),
     ("prepare",),
@@ -25,7 +25,12 @@ LAYERS = (
     ("main", "convert", "sample", "fidelity", "demo"),
 )
 # And these of its own layer.
-ARROWS = {("encode", "corpus"), ("flags", "app")}
+ARROWS = {
+    ("encode", "corpus"),
+    ("trackers", "signals"),
+    ("trackers", "significance"),
+    ("flags", "app"),
+}
 
 APPS = LAYERS[-1]
 # Rooms that few may know.

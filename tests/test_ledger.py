@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxval.errors import UserError
 from jaxval.ledger import Ledger
-from jaxval.records import Checkpoint, Validation
+from jaxval.records import Checkpoint, Standing, Validation
 
 FIRST = Checkpoint(step=10, name="10", commit_ns=1_700_000_000_123_456_789, path=Path("/c/10"))
 SETTINGS = {"dataset": "dev", "depth": 100}
@@ -24,6 +25,11 @@ def validation(checkpoint=FIRST, series="s1", values=(1.0, 0.5), **changes):
         queries=len(values),
         per_query={"RR@10": np.array(values), "AP": np.array(values) / 3},
         seconds={"restore": 0.1, "passages": 1 / 3},
+        standing=Standing(
+            intervals={"RR@10": (0.1, 1 / 3), "AP": (0.0, 1.0)},
+            against=None if checkpoint is FIRST else FIRST.step,
+            p_values={} if checkpoint is FIRST else {"AP": 1 / 7},
+        ),
     )
     return dataclasses.replace(made, **changes)
 
@@ -178,11 +184,12 @@ def test_an_empty_file_becomes_a_ledger(path):
     ledger.close()
 
 
-def test_a_newer_ledgers_version_is_not_lowered(path):
+def test_a_newer_ledger_is_left_as_it_is(path):
     Ledger(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
-    Ledger(path).close()
+    with pytest.raises(UserError, match="written by a newer jaxval"):
+        Ledger(path)
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == 99
 

@@ -39,8 +39,8 @@ def read_commit(path: epath.Path) -> Checkpoint | None:
         return None
     try:
         time, stamped = _commit_time(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None  # deleted while it was looked at, or a plain file
+    except OSError:
+        return None  # deleted while it was looked at, a plain file, or not ours to read
     if time is None:
         return None
     return Checkpoint(int(match[1]), path.name, time, path, stamped=stamped)

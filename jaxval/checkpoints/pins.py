@@ -8,45 +8,71 @@ renamed when whole, so whatever has a pin's name is a pin.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
 
 from jaxval.checkpoints.commit import files, read_commit
 from jaxval.errors import VanishedError
-from jaxval.records import Checkpoint
+from jaxval.records import Checkpoint, PinLimit
 
 _PARTIAL = ".partial"
+_REFUSALS = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EMLINK, errno.EROFS}
+)
+
+
+class Refused(OSError):
+    """No checkpoint can be linked from there to here: there is no use in trying again."""
+
+
+class AtLimit(OSError):
+    """As many checkpoints, or bytes, are pinned as may be."""
 
 
 class Pins:
-    """The pins in one directory, which belongs to jaxval alone."""
+    """The pins in one directory, which belongs to jaxval alone.
 
-    def __init__(self, directory: Path):
+    Attributes:
+      item: the only item of a checkpoint that is linked, where it has items; None for all.
+    """
+
+    def __init__(self, directory: Path, limit: PinLimit = PinLimit()):
+        self.item: str | None = None
         self._directory = directory
+        self._limit = limit
+        self._sizes: dict[tuple[str, int], int] = {}
 
     def take(self, checkpoint: Checkpoint) -> Checkpoint:
         """The same checkpoint, to be read from its pin.
 
         Raises:
           VanishedError: the source changed while its files were linked.
-          OSError: the file system refuses hard links from there to here.
+          AtLimit: one more would be too many.
+          Refused, OSError: the file system does not make the links; never, or not now.
         """
         if "://" in str(checkpoint.path):
-            raise OSError("an object store has no hard links")
+            raise Refused("an object store has no hard links")
         pin = self._pin(checkpoint)
         if not pin.exists():
-            _build(Path(checkpoint.path), pin)
-            if read_commit(epath.Path(checkpoint.path)) != checkpoint:
-                shutil.rmtree(pin)
-                raise VanishedError(f"{checkpoint.path}: it was replaced while it was pinned")
+            self._make(checkpoint, pin)
+        self._sizes[checkpoint.identity] = _bytes(pin)
         return dataclasses.replace(checkpoint, pin=pin)
 
     def release(self, checkpoint: Checkpoint) -> None:
         """Removes a checkpoint's pin, if it has one."""
-        shutil.rmtree(self._pin(checkpoint), ignore_errors=True)
+        pin = self._pin(checkpoint)
+        if pin.exists():
+            # Under the other name first: what a kill leaves half-removed is then no pin.
+            partial = pin.with_name(pin.name + _PARTIAL)
+            shutil.rmtree(partial, ignore_errors=True)
+            pin.rename(partial)
+            shutil.rmtree(partial, ignore_errors=True)
+        self._sizes.pop(checkpoint.identity, None)
 
     def left_behind(self, root: epath.Path) -> list[Checkpoint]:
         """The whole pins that an earlier run made of checkpoints in `root`, in step order.
@@ -60,31 +86,62 @@ class Pins:
             if path.name.endswith(_PARTIAL):
                 shutil.rmtree(path)
             elif (checkpoint := _parse(path, root)) is not None:
+                self._sizes[checkpoint.identity] = _bytes(path)
                 found.append(checkpoint)
         return sorted(found)
 
     def _pin(self, checkpoint: Checkpoint) -> Path:
         return self._directory / f"{checkpoint.name}.{checkpoint.commit_ns}"
 
+    def _make(self, checkpoint: Checkpoint, pin: Path) -> None:
+        self._check_limit()
+        _build(checkpoint, pin, self.item)
 
-def _build(source: Path, pin: Path) -> None:
+    def _check_limit(self) -> None:
+        count, size = len(self._sizes), sum(self._sizes.values())
+        if self._limit.count is not None and count >= self._limit.count:
+            raise AtLimit(f"{count} checkpoints are pinned already, as --max_pins allows")
+        if self._limit.bytes is not None and size >= self._limit.bytes:
+            raise AtLimit(f"{size / 2**30:.1f} GiB are pinned already (--max_pinned_gib)")
+
+
+def _build(checkpoint: Checkpoint, pin: Path, item: str | None) -> None:
+    source = Path(checkpoint.path)
     partial = pin.with_name(pin.name + _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         before = files(source)
-        for name in before:
+        for name in _needed(source, before, item):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(source / name, partial / name)
         # A directory that is being deleted shrinks: only an unchanged one was whole.
         if not before or files(source) != before:
             raise FileNotFoundError(source)
+        if read_commit(epath.Path(source)) != checkpoint:
+            raise FileNotFoundError(source)
         partial.rename(pin)
-    except FileNotFoundError as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise VanishedError(f"{source}: it was deleted while it was pinned") from error
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        raise _told(error, source) from error
+
+
+def _told(error: OSError, source: Path) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return VanishedError(f"{source}: it was deleted or replaced while it was pinned")
+    if error.errno in _REFUSALS:
+        return Refused(f"{error.strerror or error}")
+    return error
+
+
+def _needed(source: Path, names: Sequence[str], item: str | None) -> Sequence[str]:
+    """The checkpoint's own files and those of the one item, if it has that item."""
+    if item is None or not (source / item / "_METADATA").is_file():
+        return names
+    return [name for name in names if "/" not in name or name.startswith(f"{item}/")]
+
+
+def _bytes(directory: Path) -> int:
+    return sum((directory / name).stat().st_size for name in files(directory))
 
 
 def _parse(path: Path, root: epath.Path) -> Checkpoint | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -142,8 +141,3 @@ def _fault(
     close = difflib.get_close_matches(show(path), names, n=1, cutoff=0.3)
     nearest = f" (nearest: {close[0]} {list(below[names[close[0]]])})" if close else ""
     return f"{show(path)} {list(shape)} is missing{nearest}"
-
-
-def count(shapes: Iterable[tuple[int, ...]]) -> int:
-    """How many numbers these shapes hold together."""
-    return sum(math.prod(shape) for shape in shapes)

@@ -314,7 +314,7 @@ def choose_widths(histogram: np.ndarray, max_len: int) -> list[int]:
     counts[: len(histogram)] = histogram
     upto = np.cumsum(counts)[::_WIDTH_STEP]  # texts no longer than each candidate
     upto[0] = 0  # a text without tokens still takes a row
-    most = min(_MAX_WIDTHS, np.count_nonzero(np.diff(upto)))  # so that no width is empty
+    most = min(_MAX_WIDTHS, int(np.count_nonzero(np.diff(upto))))  # so that no width is empty
     grid = np.minimum(np.arange(steps + 1) * _WIDTH_STEP, max_len)
     cost = (upto[None, :] - upto[:, None]) * grid[None, :]  # of covering (i, j] by width j
     cost[np.tril_indices(steps + 1)] = np.inf

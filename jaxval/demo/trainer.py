@@ -1,12 +1,14 @@
 """An ordinary trainer: Flax, optax, and Orbax's CheckpointManager. It knows nothing of jaxval.
 
 python -m jaxval.demo.trainer --data=… --tokenizer=… --checkpoint_dir=… --steps=200
+
+Unless it is asked to listen, with --jaxval_output_dir=…: see `listen`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ _LEARNING_RATE = flags.DEFINE_float(
 _QUERY_LEN = flags.DEFINE_integer("query_len", 24, "Word pieces of a query.")
 _PASSAGE_LEN = flags.DEFINE_integer("passage_len", 64, "Word pieces of a passage.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the parameters and of the batches' order.")
+_JAXVAL_OUTPUT_DIR = flags.DEFINE_string(
+    "jaxval_output_dir", "", "jaxval's --output_dir, to listen to it; empty: train alone."
+)
 
 TEMPERATURE = 0.05
 Tokens = tuple[np.ndarray, np.ndarray]
@@ -95,7 +100,25 @@ def train_step(state: TrainState, queries: Tokens, passages: Tokens) -> tuple[Tr
     return state.apply_gradients(grads=gradients), loss
 
 
-def train(state: TrainState, pairs: tuple[Tokens, Tokens], manager: Any) -> None:
+def listen(output_dir: str) -> tuple[dict[str, Any], Callable[[], bool]]:
+    """Which checkpoints to keep, and whether to stop: the last three and never, if alone.
+
+    With jaxval: those it has still to validate, the best and the newest; and when it says.
+    """
+    if not output_dir:
+        return {"max_to_keep": 3}, lambda: False
+    from jaxval.signals import Signals
+
+    signals = Signals(output_dir)
+    return {"preservation_policy": signals.preservation_policy()}, signals.should_stop
+
+
+def train(
+    state: TrainState,
+    pairs: tuple[Tokens, Tokens],
+    manager: Any,
+    should_stop: Callable[[], bool],
+) -> None:
     """Trains and saves; what is being saved is written while training goes on."""
     save(manager, 0, state, float("nan"))
     order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)
@@ -104,6 +127,9 @@ def train(state: TrainState, pairs: tuple[Tokens, Tokens], manager: Any) -> None
         state, loss = train_step(state, queries, passages)
         if step % _SAVE_EVERY.value == 0:
             save(manager, step, state, float(loss))
+            if should_stop():
+                print(f"step {step}: retrieval gets no better, stopping", flush=True)
+                return
 
 
 def save(manager: Any, step: int, state: TrainState, loss: float) -> None:
@@ -118,9 +144,11 @@ def main(_: Sequence[str]) -> None:
     pairs = load_pairs(
         Path(_DATA.value), Path(_TOKENIZER.value), _QUERY_LEN.value, _PASSAGE_LEN.value
     )
-    options = ocp.CheckpointManagerOptions(max_to_keep=3, create=True)
+    kept, should_stop = listen(_JAXVAL_OUTPUT_DIR.value)
+    options = ocp.CheckpointManagerOptions(create=True, **kept)
+    state = new_state(_STEPS.value, _LEARNING_RATE.value, _SEED.value)
     with ocp.CheckpointManager(folder, options=options) as manager:
-        train(new_state(_STEPS.value, _LEARNING_RATE.value, _SEED.value), pairs, manager)
+        train(state, pairs, manager, should_stop)
         manager.wait_until_finished()
     (folder / "train_complete").touch()
 

@@ -7,7 +7,9 @@ def factory():
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -35,8 +37,8 @@ class FunctionEncoder:
     Attributes:
       queries: encodes queries; pure.
       passages: encodes passages; pure. The same function where the towers are tied.
-      shapes: gives the tree that both expect, each leaf a jax.ShapeDtypeStruct. Its
-        dtype is the one that the device should hold.
+      shapes: gives the tree that both expect, each leaf a jax.ShapeDtypeStruct. Floating
+        leaves are held in what --dtype says.
     """
 
     queries: Encode
@@ -128,6 +130,19 @@ def load_factory(spec: str) -> Encoder:
             "it is called without arguments and must return an encoder"
         ) from error
     return _checked(spec, encoder)
+
+
+def source_digest(spec: str) -> str:
+    """Of the source of the factory's module, which decides what it makes; 16 hex digits.
+
+    What that module imports is not followed.
+    """
+    module = importlib.import_module(spec.partition(":")[0])
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):  # it has none: compiled, or made in memory
+        source = ""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def _import(spec: str, name: str) -> Any:

@@ -10,10 +10,12 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from jaxval.records import Bar, Validation
+from jaxval.records import Bar, Failure, Validation
 
 _LOG = logging.getLogger(__name__)
 _QUIET_SECONDS = 3.0
+_SIGNIFICANT = "†"
+_LEVEL = 0.05
 
 
 class Console:
@@ -22,22 +24,30 @@ class Console:
 
     Args:
       series: those of this run; rows of others are not shown.
-      measures: the columns; the first decides which checkpoint is best.
+      measures: the columns.
+      decisive: the measure that decides which checkpoint is best.
       out: where the table goes.
     """
 
     def __init__(
-        self, series: Collection[str], measures: Sequence[str], out: TextIO = sys.stdout
+        self,
+        series: Collection[str],
+        measures: Sequence[str],
+        decisive: str,
+        out: TextIO = sys.stdout,
     ):
         self._series = series
         self._measures = measures
+        self._decisive = decisive
         self._out = out
-        self._best: dict[str, dict[str, float]] = {}
         self._leaders: dict[str, Validation] = {}
-        self._name_width = 0
 
-    def begin(self, past: Sequence[Validation]) -> None:
+    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Prints the head, and what this run goes on from."""
+        self._print(
+            f"  * best so far by {self._decisive}; {_SIGNIFICANT} significantly different from"
+            " the best so far (p < 0.05)"
+        )
         self._print(
             "    step  set          "
             + "".join(f"{name:<18}" for name in self._measures)
@@ -50,10 +60,9 @@ class Console:
         """Prints a row; a star marks a new best."""
         if validation.series not in self._series:
             return
-        best = self._best.setdefault(validation.dataset, {})
-        means = validation.measures
-        leads = self._leads(validation)
-        cells = [self._cell(means[name], best.get(name)) for name in self._measures]
+        leader = self._leaders.get(validation.dataset)
+        leads = leader is None or self._value(validation) > self._value(leader)
+        cells = [_cell(validation, leader, name) for name in self._measures]
         self._print(
             f"{validation.checkpoint.step:>8}{'*' if leads else ' '} {validation.dataset:<13}"
             + "".join(f"{cell:<18}" for cell in cells)
@@ -61,29 +70,43 @@ class Console:
         )
         if leads:
             self._leaders[validation.dataset] = validation
-        for name in self._measures:
-            best[name] = max(best.get(name, float("-inf")), means[name])
+
+    def fail(self, failure: Failure) -> None:
+        """Prints a row that says why there is no value."""
+        if failure.series in self._series:
+            self._print(f"{failure.checkpoint.step:>8}  {failure.reason}: {failure.message}")
 
     def end(self) -> None:
         """Says which step is best on each set."""
-        first = self._measures[0]
         for dataset, leader in self._leaders.items():
             self._print(
-                f"best on {dataset}: step {leader.checkpoint.step},"
-                f" {first} {leader.measures[first]:.4f}  ({leader.checkpoint.path})"
+                f"best on {dataset}: step {leader.checkpoint.step}, {self._decisive}"
+                f" {self._value(leader):.4f}{_within(leader, self._decisive)}"
+                f"  ({leader.checkpoint.path})"
             )
 
-    def _leads(self, validation: Validation) -> bool:
-        leader = self._leaders.get(validation.dataset)
-        first = self._measures[0]
-        return leader is None or validation.measures[first] > leader.measures[first]
-
-    def _cell(self, value: float, best: float | None) -> str:
-        change = "" if best is None else f" {value - best:+.4f}"
-        return f"{value:.4f}{change}"
+    def _value(self, validation: Validation) -> float:
+        return validation.measures[self._decisive]
 
     def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)
+
+
+def _cell(validation: Validation, leader: Validation | None, name: str) -> str:
+    value = validation.measures[name]
+    if leader is None:
+        return f"{value:.4f}"
+    standing = validation.standing
+    luck = standing.p_values.get(name, 1.0) if standing else 1.0
+    mark = _SIGNIFICANT if luck < _LEVEL else ""
+    return f"{value:.4f} {value - leader.measures[name]:+.4f}{mark}"
+
+
+def _within(validation: Validation, name: str) -> str:
+    if validation.standing is None:
+        return ""
+    low, high = validation.standing.intervals[name]
+    return f" [{low:.4f}, {high:.4f}]"
 
 
 def progress(label: str, total: int | None) -> Bar:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxval.records import Validation
+from jaxval.records import Failure, Validation
 
 
 class JsonLines:
@@ -15,7 +15,7 @@ class JsonLines:
     def __init__(self, path: Path):
         self._path = path
 
-    def begin(self, past: Sequence[Validation]) -> None:
+    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Writes what the ledger holds; a kill may have come between a row and its line."""
         whole = self._path.with_suffix(".tmp")
         whole.write_text("".join(map(_line, past)))
@@ -25,6 +25,9 @@ class JsonLines:
         """Appends a line."""
         with self._path.open("a") as file:
             file.write(_line(validation))
+
+    def fail(self, failure: Failure) -> None:
+        """A failure has no measures, and so no line."""
 
     def end(self) -> None:
         """Nothing is open."""
@@ -40,6 +43,7 @@ def _line(validation: Validation) -> str:
                 "checkpoint": str(checkpoint.path),
                 "committed_ns": checkpoint.commit_ns,
                 "measures": validation.measures,
+                **_standing(validation),
                 "seconds": {stage: round(s, 4) for stage, s in validation.seconds.items()},
                 "passages": validation.passages,
                 "passages_per_second": round(validation.rate, 1),
@@ -50,3 +54,14 @@ def _line(validation: Validation) -> str:
         )
         + "\n"
     )
+
+
+def _standing(validation: Validation) -> dict[str, object]:
+    standing = validation.standing
+    if standing is None:
+        return {}
+    return {
+        "intervals": standing.intervals,
+        "against": standing.against,
+        "p_values": standing.p_values,
+    }

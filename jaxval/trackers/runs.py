@@ -28,7 +28,7 @@ def write_run(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_name(path.name + ".tmp")
-    with whole.open("w") as file:
+    with whole.open("w", encoding="utf-8") as file:
         file.writelines(_lines(form, query_ids, hits, ids, tag))
     whole.replace(path)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from jaxval.records import Validation
+from jaxval.records import Failure, Validation
 
 
 class TensorBoard:
@@ -23,24 +23,14 @@ class TensorBoard:
         self._directory = directory
         self._writers: dict[str, Any] = {}
 
-    def begin(self, past: Sequence[Validation]) -> None:
+    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Writes what the ledger holds."""
         shutil.rmtree(self._directory, ignore_errors=True)
         for validation in past:
-            self._write(validation)
-        self._flush()
+            self.record(validation)
 
     def record(self, validation: Validation) -> None:
-        """Adds a point to each measure's curve."""
-        self._write(validation)
-        self._flush()
-
-    def end(self) -> None:
-        """Closes the files."""
-        for writer in self._writers.values():
-            writer.close()
-
-    def _write(self, validation: Validation) -> None:
+        """Adds a point to each measure's curve; it is on disk within a second or two."""
         writer = self._writer(validation)
         step = validation.checkpoint.step
         for name, mean in validation.measures.items():
@@ -48,12 +38,16 @@ class TensorBoard:
             writer.add_scalar(name, mean, step, display_name=name)
         writer.add_scalar("passages_per_second", validation.rate, step)
 
+    def fail(self, failure: Failure) -> None:
+        """A failure has no point on a curve."""
+
+    def end(self) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+
     def _writer(self, validation: Validation) -> Any:
         if validation.series not in self._writers:
             folder = self._directory / validation.dataset / validation.series[:8]
-            self._writers[validation.series] = SummaryWriter(str(folder))
+            self._writers[validation.series] = SummaryWriter(str(folder), flush_secs=1)
         return self._writers[validation.series]
-
-    def _flush(self) -> None:
-        for writer in self._writers.values():
-            writer.flush()

@@ -175,6 +175,7 @@ def test_max_validations_ends_it(run):
 def test_a_signal_ends_it_cleanly_and_a_restart_goes_on(run, sent, status):
     world.save(run.checkpoints, [3], complete=False)
     process = run.start()
+    assert "best so far" in process.stdout.readline()
     assert "step" in process.stdout.readline()
     assert "3* tiny" in process.stdout.readline()
     process.send_signal(sent)

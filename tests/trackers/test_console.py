@@ -23,12 +23,14 @@ def validation(step, rr, recall, *, dataset="dev", series="s", passages=1500):
 
 def table(past, *new, series=("s",)):
     out = io.StringIO()
-    console = Console(series, ["RR@10", "R@100"], out)
-    console.begin(past)
+    console = Console(series, ["RR@10", "R@100"], "RR@10", out)
+    console.begin(past, [])
     for each in new:
         console.record(each)
     console.end()
-    return out.getvalue().splitlines()
+    legend, *lines = out.getvalue().splitlines()
+    assert legend.startswith("  * best so far by RR@10; ")
+    return lines
 
 
 def test_a_row_a_checkpoint_with_its_change_against_the_best_so_far():
@@ -39,7 +41,7 @@ def test_a_row_a_checkpoint_with_its_change_against_the_best_so_far():
         "    step  set          RR@10             R@100             passages/s  seconds",
         "      10* dev          0.2500            0.5000                   750      3.5",
         "      20* dev          0.5000 +0.2500    0.2500 -0.2500           750      3.5",
-        "      30  dev          0.3750 -0.1250    0.6250 +0.1250           750      3.5",
+        "      30  dev          0.3750 -0.1250    0.6250 +0.3750           750      3.5",
         "best on dev: step 20, RR@10 0.5000  (/run/20)",
     ]
 

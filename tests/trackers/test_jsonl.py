@@ -27,7 +27,7 @@ def objects(path):
 def test_a_line_a_validation(tmp_path):
     path = tmp_path / "metrics.jsonl"
     mirror = JsonLines(path)
-    mirror.begin([])
+    mirror.begin([], [])
     assert path.read_text() == ""
     mirror.record(validation(10))
     mirror.end()
@@ -50,7 +50,7 @@ def test_a_line_a_validation(tmp_path):
 
 def test_a_line_stands_in_the_file_at_once(tmp_path):
     mirror = JsonLines(tmp_path / "m.jsonl")
-    mirror.begin([])
+    mirror.begin([], [])
     for step in (1, 2, 3):
         mirror.record(validation(step))
         assert [each["step"] for each in objects(tmp_path / "m.jsonl")][-1] == step
@@ -58,7 +58,7 @@ def test_a_line_stands_in_the_file_at_once(tmp_path):
 
 def test_means_are_written_in_full(tmp_path):
     mirror = JsonLines(tmp_path / "m.jsonl")
-    mirror.begin([validation(1, 1 / 3)])
+    mirror.begin([validation(1, 1 / 3)], [])
     assert (
         objects(tmp_path / "m.jsonl")[0]["measures"]["RR@10"]
         == validation(1, 1 / 3).measures["RR@10"]
@@ -68,13 +68,13 @@ def test_means_are_written_in_full(tmp_path):
 def test_a_lost_and_a_half_written_line_come_back_at_the_next_start(tmp_path):
     path = tmp_path / "m.jsonl"
     mirror = JsonLines(path)
-    mirror.begin([])
+    mirror.begin([], [])
     for step in (1, 2):
         mirror.record(validation(step))
     path.write_text(path.read_text()[:-30])  # killed in the second; and the third is lost
     held = [validation(step) for step in (1, 2, 3)]
     again = JsonLines(path)
-    again.begin(held)
+    again.begin(held, [])
     again.record(validation(4))
     assert [each["step"] for each in objects(path)] == [1, 2, 3, 4]
     assert list(tmp_path.iterdir()) == [path]

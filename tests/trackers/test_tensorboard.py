@@ -44,13 +44,11 @@ def points(folder):
 
 def test_measures_stand_at_their_training_step(tmp_path):
     mirror = TensorBoard(tmp_path / "tb")
-    mirror.begin([])
+    mirror.begin([], [])
     mirror.record(validation(1000, 0.5))
     mirror.record(validation(2500, 0.75))
-    at_once = points(tmp_path / "tb" / "dev" / "01234567")
     mirror.end()
-    assert points(tmp_path / "tb" / "dev" / "01234567") == at_once
-    assert at_once == {
+    assert points(tmp_path / "tb" / "dev" / "01234567") == {
         "RR@10": [(1000, 0.5), (2500, 0.75)],
         "P(rel=2)@5": [(1000, 0.25), (2500, 0.375)],
         "passages_per_second": [(1000, 25.0), (2500, 25.0)],
@@ -59,7 +57,7 @@ def test_measures_stand_at_their_training_step(tmp_path):
 
 def test_sets_and_series_are_runs_of_their_own(tmp_path):
     mirror = TensorBoard(tmp_path)
-    mirror.begin([validation(1, 0.5, series="aaaaaaaaaa")])
+    mirror.begin([validation(1, 0.5, series="aaaaaaaaaa")], [])
     mirror.record(validation(1, 0.25, series="bbbbbbbbbb"))
     mirror.record(validation(1, 0.125, dataset="other", series="cccccccccc"))
     mirror.end()
@@ -70,23 +68,26 @@ def test_sets_and_series_are_runs_of_their_own(tmp_path):
 
 def test_a_new_start_has_each_point_once(tmp_path):
     first = TensorBoard(tmp_path / "tb")
-    first.begin([])
-    first.record(validation(1, 0.5))  # then it is killed
+    first.begin([], [])
+    first.record(validation(1, 0.5))
+    first.end()
+    (written,) = (tmp_path / "tb" / "dev" / "01234567").iterdir()
+    written.rename(written.with_name("events.out.tfevents.1.earlier"))
     second = TensorBoard(tmp_path / "tb")
-    second.begin([validation(1, 0.5), validation(2, 0.25)])
+    second.begin([validation(1, 0.5), validation(2, 0.25)], [])
     second.end()
     assert points(tmp_path / "tb" / "dev" / "01234567")["RR@10"] == [(1, 0.5), (2, 0.25)]
 
 
 def test_nothing_beside_its_directory_is_touched(tmp_path):
     (tmp_path / "ledger.sqlite").touch()
-    TensorBoard(tmp_path / "tb").begin([])
+    TensorBoard(tmp_path / "tb").begin([], [])
     assert (tmp_path / "ledger.sqlite").exists()
 
 
 @pytest.mark.parametrize("step", [0, 2**40])
 def test_steps_of_any_size(tmp_path, step):
     mirror = TensorBoard(tmp_path)
-    mirror.begin([validation(step, 0.5)])
+    mirror.begin([validation(step, 0.5)], [])
     mirror.end()
     assert points(tmp_path / "dev" / "01234567")["RR@10"] == [(step, 0.5)]

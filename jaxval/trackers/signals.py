@@ -1,0 +1,92 @@
+"""signals.json: what the trainer hears, by jaxval.signals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxval import signals
+from jaxval.records import Failure, SelectBy, Validation
+from jaxval.significance import p_value
+
+_LEVEL = 0.05
+
+
+class SignalFile:
+    """Tells the trainer the best step, what is validated, and whether to stop.
+
+    Args:
+      output_dir: where the file lies.
+      select_by: what decides.
+      patience: validations without a significant gain after which to stop; None for never.
+    """
+
+    def __init__(self, output_dir: Path, select_by: SelectBy, patience: int | None):
+        self._output_dir = output_dir
+        self._select_by = select_by
+        self._patience = patience
+        self._values: dict[int, float] = {}
+        self._failed: set[int] = set()
+        self._best: signals.Best | None = None
+        self._anchor: np.ndarray | None = None
+        self._idle = 0
+
+    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
+        """Tells what the ledger holds."""
+        for validation in past:
+            self._take(validation)
+        for failure in failures:
+            self._take_failure(failure)
+        self._write()
+
+    def record(self, validation: Validation) -> None:
+        """Tells one more value."""
+        self._take(validation)
+        self._write()
+
+    def fail(self, failure: Failure) -> None:
+        """Tells that a step will have no value."""
+        self._take_failure(failure)
+        self._write()
+
+    def end(self) -> None:
+        """The file stays as it is."""
+
+    def _take(self, validation: Validation) -> None:
+        if validation.series != self._select_by.series:
+            return
+        step = validation.checkpoint.step
+        value = validation.measures[self._select_by.measure]
+        self._wait(validation.per_query[self._select_by.measure])
+        self._values[step] = value
+        self._failed.discard(step)
+        if self._best is None or value > self._best.value:
+            self._best = signals.Best(step, value, str(validation.checkpoint.path))
+
+    def _wait(self, values: np.ndarray) -> None:
+        """Counts validations since the last significant gain, over the one that made it:
+        small steps upwards add up to a gain."""
+        self._idle += 1
+        if self._anchor is None or (
+            values.mean() > self._anchor.mean() and p_value(values, self._anchor) < _LEVEL
+        ):
+            self._anchor, self._idle = values, 0
+
+    def _take_failure(self, failure: Failure) -> None:
+        if failure.series == self._select_by.series:
+            self._failed.add(failure.checkpoint.step)
+
+    def _write(self) -> None:
+        stop = self._patience is not None and self._idle >= self._patience
+        reason = f"{self._idle} validations without a significant gain" if stop else ""
+        state = signals.State(
+            select_by=f"{self._select_by.dataset}:{self._select_by.measure}",
+            best=self._best,
+            values=self._values,
+            failed=tuple(sorted(self._failed - self._values.keys())),
+            stop=stop,
+            reason=reason,
+        )
+        signals.write(self._output_dir, state)
