@@ -1,5 +1,6 @@
 # make demo   the main job on a small real task, in about three minutes
 # make test   the whole test suite
+# make soak   a trainer of 300 steps, jaxval killed again and again beside it; four minutes
 # make lint   ruff and mypy
 # make parity our vectors and measures against PyTorch's, live
 # PYTHON=python3.13 picks the interpreter of a new .venv.
@@ -11,13 +12,16 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 MADE := $(VENV)/.made-$(VERSION)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format parity clean
+.PHONY: demo test soak lint format parity clean
 
 demo: $(VENV)/.cpu
 	$(BIN)/python -m jaxval.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.soak
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def config() -> Config:
     return Config(
         watching=Watching(
             checkpoint_dir=_absolute(_CHECKPOINT_DIR.value),
-            pin_dir=Path(_PIN_DIR.value or output_dir / "pins").absolute(),
+            pin_dir=_pin_dir(output_dir),
             poll_interval=_POLL_INTERVAL.value,
             idle_timeout=_IDLE_TIMEOUT.value,
             max_validations=_MAX_VALIDATIONS.value,
@@ -289,6 +290,14 @@ def _output_dir() -> Path:
     if not _OUTPUT_DIR.value:
         raise UserError("--output_dir is not set: name a directory for the results")
     return Path(_OUTPUT_DIR.value).expanduser().absolute()
+
+
+def _pin_dir(output_dir: Path) -> Path:
+    """A place of this run's own, also where several runs share --pin_dir."""
+    if not _PIN_DIR.value:
+        return output_dir / "pins"
+    mine = hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]
+    return Path(_PIN_DIR.value).expanduser().absolute() / f"jaxval-{mine}"
 
 
 def _absolute(directory: str) -> str:

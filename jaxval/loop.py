@@ -166,8 +166,8 @@ class Session:
                 self._fitted = True
         rows: list[Validation | Failure] = [*past, *failures]
         self._known_steps = {one.checkpoint.step for one in rows if one.series in series}
-        if self._known_steps:
-            self._known_steps |= {one.step for one in self._source.left_behind}
+        if not self._known_steps:
+            self._known_steps = {one.step for one in self._source.left_behind[:1]}
         for tracker in self._trackers:
             tracker.begin(past, failures)
         self._prune()
@@ -326,15 +326,19 @@ class Session:
         self._source.done(checkpoint)
 
     def _note_gap(self) -> None:
-        """Records, once, the steps that came and went before this run began."""
-        following = {one.step for one in self._source.waiting()} - self._known_steps
-        if not self._known_steps or not following:
+        """Records, once, the steps that came and went before this run began, or before an
+        earlier one that pinned those after them and was killed."""
+        known, waiting = self._known_steps, {one.step for one in self._source.waiting()}
+        if not known or not waiting - known:
             return
-        known, self._known_steps = self._known_steps, set()
-        for step in unseen(known, min(following)):
-            path = epath.Path(self._config.watching.checkpoint_dir) / str(step)
-            checkpoint = Checkpoint(step, str(step), 0, path)
-            self._fail(checkpoint, "unseen", "it came and went while no jaxval was running")
+        self._known_steps = set()
+        for following in sorted(waiting - known):
+            for step in unseen([one for one in known if one < following], following):
+                path = epath.Path(self._config.watching.checkpoint_dir) / str(step)
+                checkpoint = Checkpoint(step, str(step), 0, path)
+                why = "it came and went while no jaxval was running"
+                self._fail(checkpoint, "unseen", why)
+            known.add(following)
 
     def _wait_for_room(self) -> None:
         """Writes nothing, rather than half of it, until the disk has room again."""

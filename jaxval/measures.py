@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ir_measures
 import numpy as np
 
+from jaxval import ranks
 from jaxval.errors import UserError
+from jaxval.ranks import RowQrels
 from jaxval.records import Hits
-
-RowQrels = Mapping[str, Mapping[str, int]]
-"""query id -> document (its row as a string, or what stands for one outside) -> grade."""
 
 _TRIAL_QRELS = {"0": {"0": 1, "1": 0}}
 _TRIAL_RUN = {"0": {"1": 2.0, "0": 1.0}}
@@ -35,7 +34,23 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Each measure of each query, [queries] float64, in the order of `query_ids`.
 
-    The order of the hits decides: they are handed on with falling scores, so that no
+    The common ones are computed by `ranks`, the others by ir_measures.
+    """
+    graded = ranks.grade(qrels, query_ids, hits.rows)
+    others = [measure for measure in measures if not ranks.computes(measure)]
+    elsewhere = _by_ir_measures(others, qrels, query_ids, hits) if others else {}
+    return {
+        str(measure): ranks.compute(measure, graded)
+        if ranks.computes(measure)
+        else elsewhere[str(measure)]
+        for measure in measures
+    }
+
+
+def _by_ir_measures(
+    measures: Sequence[Any], qrels: RowQrels, query_ids: Sequence[str], hits: Hits
+) -> dict[str, np.ndarray]:
+    """The order of the hits decides: they are handed on with falling scores, so that no
     provider breaks ties its own way. Queries are handed on as numbers, since some
     providers (gdeval, of ERR) take no others.
     """

@@ -20,7 +20,8 @@ from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.tokens import TokenStore
 from jaxval.encode import Chunk, Tower, matrix, place
 from jaxval.errors import UserError
-from jaxval.measures import RowQrels, evaluate
+from jaxval.measures import evaluate
+from jaxval.ranks import RowQrels
 from jaxval.records import Checkpoint, Hits, Params, Progress, Validation
 from jaxval.search import FaissSearcher
 

@@ -15,7 +15,16 @@ PACKAGE = Path(jaxval.__file__).parent
 LAYERS = (
     ("records", "errors"),
     (
-        *("checkpoints", "corpus", "encoders", "encode", "search", "measures", "ledger"),
+        *(
+            "checkpoints",
+            "corpus",
+            "encoders",
+            "encode",
+            "search",
+            "measures",
+            "ranks",
+            "ledger",
+        ),
         *("devices", "trackers", "signals", "significance", "config", "lock"),
     ),
     ("validate",),
@@ -30,6 +39,7 @@ ARROWS = {
     ("trackers", "signals"),
     ("trackers", "significance"),
     ("flags", "app"),
+    ("measures", "ranks"),
 }
 
 APPS = LAYERS[-1]

@@ -112,7 +112,8 @@ def test_they_are_ir_measures(queries, depth, seed):
     }
     parsed = [ir_measures.parse_measure(name) for name in wanted.split()]
     for metric in ir_measures.iter_calc(parsed, judged, run):
-        assert found[str(metric.measure)][names.index(metric.query_id)] == metric.value
+        value = found[str(metric.measure)][names.index(metric.query_id)]
+        assert value == pytest.approx(metric.value, abs=1e-9)
     means = ir_measures.calc_aggregate(parsed, judged, run)
     for measure, mean in means.items():
         assert found[str(measure)].mean() == pytest.approx(mean, abs=1e-12)

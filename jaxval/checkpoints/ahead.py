@@ -109,7 +109,8 @@ class Ahead:
 
     def _drop_all_but(self, soon: Sequence[Checkpoint]) -> None:
         """A newer checkpoint may have pushed a held one to the back of the line."""
-        for identity in self._held.keys() - {one.identity for one in soon}:
+        wanted = {one.identity for one in soon} | self._taken  # `take` is waiting for that
+        for identity in self._held.keys() - wanted:
             del self._held[identity]
 
     def _try(self, checkpoint: Checkpoint) -> Restored | Exception:

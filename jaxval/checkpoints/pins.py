@@ -41,7 +41,7 @@ class Pins:
       item: the only item of a checkpoint that is linked, where it has items; None for all.
     """
 
-    def __init__(self, directory: Path, limit: PinLimit = PinLimit()):
+    def __init__(self, directory: Path, limit: PinLimit):
         self.item: str | None = None
         self._directory = directory
         self._limit = limit

@@ -216,7 +216,7 @@ def _is_damage(error: Exception) -> bool:
     """Whether it speaks of the files' content: not of a bug, nor of a disk that hiccups."""
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError)
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return True
     return any(status in str(error) for status in _DAMAGE)
 

@@ -21,6 +21,7 @@ from jaxval.records import Checkpoint, PinLimit
 _LOG = logging.getLogger(__name__)
 
 _PATIENCE = 10.0
+_NO_LIMIT = PinLimit()
 
 Listing = Callable[[epath.PathLike], list[Checkpoint]]
 Identity = tuple[str, int]
@@ -50,7 +51,7 @@ class Watcher:
         pin_dir: Path,
         *,
         interval: float,
-        limit: PinLimit = PinLimit(),  # noqa: B008  it is frozen
+        limit: PinLimit = _NO_LIMIT,
         newest_first: bool = False,
         listing: Listing = committed,
     ):
@@ -79,6 +80,7 @@ class Watcher:
             self._enqueue(checkpoint)
         self._try_to_poll()
         self._thread.start()
+        _LOG.info("watching %s", self._root)
 
     def stop(self) -> None:
         """Ends the thread; the pins of what is still in line remain for the next run."""

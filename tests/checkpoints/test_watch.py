@@ -10,6 +10,7 @@ from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.pins import Pins
 from jaxval.checkpoints.watch import Watcher
 from jaxval.errors import VanishedError
+from jaxval.records import PinLimit
 
 
 def save(root, step, stamp=None):
@@ -159,7 +160,7 @@ def test_a_source_that_is_deleted_while_it_is_linked_has_vanished(tmp_path):
     (checkpoint,) = committed(tmp_path / "ckpt")
     shutil.rmtree(source)
     with pytest.raises(VanishedError, match="deleted or replaced"):
-        Pins(tmp_path / "pins").take(checkpoint)
+        Pins(tmp_path / "pins", PinLimit()).take(checkpoint)
     assert list((tmp_path / "pins").glob("*")) == []
 
 
@@ -168,7 +169,7 @@ def test_a_source_that_was_replaced_is_not_pinned_under_the_old_name(tmp_path):
     (checkpoint,) = committed(tmp_path / "ckpt")
     save(tmp_path / "ckpt", 5, stamp=2)
     with pytest.raises(VanishedError, match="deleted or replaced"):
-        Pins(tmp_path / "pins").take(checkpoint)
+        Pins(tmp_path / "pins", PinLimit()).take(checkpoint)
 
 
 def test_where_links_are_refused_it_is_read_where_it_is(tmp_path, caplog):

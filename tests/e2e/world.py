@@ -89,7 +89,7 @@ def write_tokenizer(root):
     return root
 
 
-def save(directory, steps, *, devices=1, seconds=0.0, complete=True):
+def save(directory, steps, *, devices=1, seconds=0.0, complete=True, committed=None):
     """What the trainer does; also called in-process by tests that need no trainer."""
     import jax
     import numpy as np
@@ -106,6 +106,9 @@ def save(directory, steps, *, devices=1, seconds=0.0, complete=True):
             state = {"params": params, "opt_state": optax.adam(1e-3).init(params)}
             state = jax.device_put(state, everywhere)
             manager.save(step, args=ocp.args.StandardSave(state))
+            if committed is not None:
+                manager.wait_until_finished()
+                committed(step)
             time.sleep(seconds)
     if complete:
         (Path(directory) / "train_complete").touch()

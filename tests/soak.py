@@ -1,0 +1,522 @@
+"""A soak: a trainer that keeps two checkpoints, and jaxval killed again and again beside it.
+
+    python -m tests.soak [--steps=300] [--seconds=0.4] [--seed=0] [--json=runs/soak.json]
+
+The trainer's parameters tell their step by what they retrieve, and the trainer itself writes
+down when each step was committed. So what jaxval must have recorded is known from outside:
+every step that committed while a watcher was up, once, with its own value. A watcher is up
+from its first listing, which it logs, until `margin` seconds before the kill.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.e2e import world
+
+ROOT = Path(__file__).parents[1]
+POLL = 0.05
+MARGIN = 3 * POLL
+KEEP = 2  # best checkpoints
+MEASURE = "RR@10"
+
+_TRAINERS = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?|train_complete")
+_ROW = re.compile(r" *\d+[* ] tiny ")
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a jaxval is killed: `delay` seconds after an event, the n-th new row being one."""
+
+    event: str
+    delay: float
+    rows: int = 0
+
+    def __str__(self):
+        rows = f"{self.rows} " if self.event == "rows" else ""
+        return f"{self.delay:.2f} s after {rows}{self.event}"
+
+
+@dataclass(frozen=True)
+class Life:
+    """One jaxval, from its start to its end. Times are in nanoseconds since the epoch."""
+
+    plan: str
+    started_ns: int
+    watching_ns: int | None
+    ended_ns: int
+    rows: int
+    status: int
+
+    def watched(self, time_ns, margin):
+        """Whether it watched at that time, and for `margin` seconds more."""
+        if self.watching_ns is None:
+            return False
+        return self.watching_ns <= time_ns <= self.ended_ns - margin * 1e9
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a soak: figures by name; checks by name, with what was found and if it
+    holds; and where it happened."""
+
+    figures: dict
+    checks: dict
+    lives: list[Life]
+    machine: dict
+
+    @property
+    def holds(self):
+        return all(good for _, good in self.checks.values())
+
+    def __str__(self):
+        lines = [f"{name:<58} {value}" for name, value in self.figures.items()]
+        lines.append("")
+        for name, (found, good) in self.checks.items():
+            lines.append(f"{'ok  ' if good else 'FAIL'} {name:<53} {found}")
+        return "\n".join(lines)
+
+    def write(self, path):
+        checks = {name: {"found": f, "holds": g} for name, (f, g) in self.checks.items()}
+        whole = asdict(self) | {"checks": checks, "holds": self.holds}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+class Place:
+    """Where it happens: the trainer's directory, jaxval's, and what both need."""
+
+    def __init__(self, root):
+        self.root = root
+        self.checkpoints = root / "checkpoints"
+        self.output = root / "out"
+        self.truth = root / "committed.jsonl"
+        self.texts = world.write_texts(root / "texts")
+        self.tokenizer = world.write_tokenizer(root / "tokenizer")
+
+    @property
+    def trained(self):
+        return (self.checkpoints / "train_complete").exists()
+
+    def train(self, steps, seconds):
+        what = [str(steps), str(seconds), str(self.checkpoints), str(self.truth)]
+        with (self.root / "trainer.log").open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.soak", "train", *what],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+
+    def committed(self):
+        """step -> when it was committed, as the trainer says; and what it left at its end."""
+        lines = [json.loads(line) for line in self.truth.open()]
+        steps = {line["step"]: line["committed_ns"] for line in lines if "step" in line}
+        return steps, next(line["left"] for line in lines if "left" in line)
+
+    def rows(self, sql):
+        with sqlite3.connect(self.output / "ledger.sqlite") as db:
+            return db.execute(sql).fetchall()
+
+
+class Jaxval:
+    """A jaxval that runs, and what it says."""
+
+    def __init__(self, place):
+        flags = {
+            "checkpoint_dir": place.checkpoints,
+            "output_dir": place.output,
+            "dataset": f"tiny:{place.texts}",
+            "encoder": "tests.e2e.world:encoder",
+            "tokenizer": place.tokenizer,
+            "devices": "cpu",
+            "measures": MEASURE,
+            "poll_interval": POLL,
+            "keep_best": KEEP,
+            "write_run": "trec",
+        }
+        self.started_ns = time.time_ns()
+        self.watching_ns = None
+        self.rows = 0  # beside those that it found in the ledger
+        self._ready = False
+        self._said = threading.Condition()
+        self._log = place.root / "jaxval.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jaxval.main", *(f"--{n}={v}" for n, v in flags.items())],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # one stream, so that its lines stand in their order
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def outlives(self, plan):
+        """Waits for the moment that is planned; False if it ended by itself before."""
+        reached = {
+            "the start": lambda: True,
+            "the first listing": lambda: self.watching_ns is not None,
+            "rows": lambda: self.rows >= plan.rows,
+        }[plan.event]
+        with self._said:
+            self._said.wait_for(lambda: reached() or not self._reader.is_alive(), _PATIENCE)
+        try:
+            self.process.wait(plan.delay)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def kill(self, plan):
+        ended_ns = time.time_ns()
+        self.process.send_signal(signal.SIGKILL)
+        return self._life(str(plan), ended_ns)
+
+    def finish(self, timeout):
+        """Lets it end by itself, as far as it does in time."""
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        return self._life("none", time.time_ns())
+
+    def _life(self, plan, ended_ns):
+        status = self.process.wait()
+        self._reader.join()
+        self.process.stdout.close()
+        return Life(plan, self.started_ns, self.watching_ns, ended_ns, self.rows, status)
+
+    def _read(self):
+        with self._log.open("a") as log:
+            log.write(f"---- process {self.process.pid}\n")
+            for line in self.process.stdout:
+                now = time.time_ns()
+                log.write(line)
+                with self._said:
+                    if self.watching_ns is None and " watching " in line:
+                        self.watching_ns = now
+                    self._ready |= " waiting for checkpoints " in line
+                    self.rows += self._ready and _ROW.match(line) is not None
+                    self._said.notify_all()
+        with self._said:
+            self._said.notify_all()
+
+
+def train(steps, seconds, directory, truth):
+    """The trainer's process."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    directory = Path(directory)
+    with Path(truth).open("a", buffering=1) as log:
+
+        def committed(step):
+            log.write(json.dumps({"step": step, "committed_ns": time.time_ns()}) + "\n")
+
+        how = {"devices": 2, "seconds": float(seconds), "complete": False}
+        world.save(directory, range(int(steps)), committed=committed, **how)
+        log.write(json.dumps({"left": inventory(directory)}) + "\n")
+    (directory / "train_complete").touch()
+
+
+def inventory(directory):
+    """Path -> size and time of change of every file, its own name only for a directory."""
+    return {
+        str(path.relative_to(directory)): [path.stat().st_size, path.stat().st_mtime_ns]
+        if path.is_file()
+        else []
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+def plans(draw):
+    """The first leaves some rows; then each kind in turn, in an order of chance."""
+    yield Plan("rows", 0.0, rows=6)
+    while True:
+        kinds = [
+            Plan("the start", draw.uniform(0, 2)),
+            Plan("the first listing", draw.uniform(0, 4)),
+            Plan("the first listing", draw.uniform(4, 12)),
+            Plan("rows", 0.0, rows=draw.randint(1, 4)),
+            Plan("rows", draw.uniform(0, 0.3), rows=draw.randint(1, 12)),
+        ]
+        yield from draw.sample(kinds, len(kinds))
+
+
+def soak(root, *, steps, seconds, seed, margin=MARGIN, limit=900.0, say=print) -> Report:
+    """Runs one in an empty directory.
+
+    Args:
+      root: the directory.
+      steps: how many the trainer saves.
+      seconds: how long it pauses between two.
+      seed: of the moments at which jaxval is killed.
+      margin: a step that committed less than this before a kill may be lost.
+      limit: seconds for all.
+      say: hears of each life.
+    """
+    place, draw, start = Place(root), random.Random(seed), time.monotonic()
+    lives, strangers, last = [], set(), False
+    planned = plans(draw)
+    jaxval = Jaxval(place)
+    trainer = place.train(steps, seconds)
+    try:
+        while True:
+            plan = next(planned)
+            if not last and jaxval.outlives(plan):
+                lives.append(jaxval.kill(plan))
+            else:
+                lives.append(jaxval.finish(limit - (time.monotonic() - start)))
+            say(_told(lives[-1]))
+            strangers |= _strangers(place)
+            if lives[-1].status != -signal.SIGKILL:
+                break
+            if last or trainer.poll() not in (None, 0) or time.monotonic() - start > limit:
+                break
+            time.sleep(draw.choice([0.0, draw.uniform(0, 1), draw.uniform(0, 3)]))
+            last = place.trained
+            jaxval = Jaxval(place)
+    finally:
+        for process in (jaxval.process, trainer):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    if not place.trained or lives[-1].status != 0:
+        logs = "\n".join(
+            (root / f"{name}.log").read_text()[-3000:] for name in ("trainer", "jaxval")
+        )
+        raise RuntimeError(f"it came to no end: {lives[-1]}\n{logs}")
+    return judge(place, lives, strangers, margin, time.monotonic() - start)
+
+
+def judge(place, lives, strangers, margin, seconds) -> Report:
+    """Holds what jaxval left against what the trainer did."""
+    committed, left = place.committed()
+    rows = place.rows(
+        "SELECT step, validation.name, commit_ns, finished, mean, per_query FROM validation"
+        f" JOIN measure ON validation = validation.id AND measure.name = '{MEASURE}'"
+        " ORDER BY validation.id"
+    )
+    failures = place.rows("SELECT step, reason FROM failure ORDER BY id")
+    times = Counter(row[0] for row in rows)
+    watched = {
+        step for step, ns in committed.items() if any(one.watched(ns, margin) for one in lives)
+    }
+    down = committed.keys() - watched
+    lost = committed.keys() - times.keys()
+    figures = {
+        "steps saved": len(committed),
+        "steps committed while watched": len(watched),
+        "seconds before a kill that count as unwatched": margin,
+        "rows": len(rows),
+        "rows of steps committed while nothing was up": len(down & times.keys()),
+        "steps lost while nothing was up": len(lost & down),
+        "kills": sum(life.status == -signal.SIGKILL for life in lives),
+        "kills before the first listing": sum(life.watching_ns is None for life in lives),
+        "starts that added a row": sum(life.rows > 0 for life in lives),
+        "seconds": round(seconds, 1),
+    }
+    checks = {
+        "no watched step without a row": _none(watched - times.keys()),
+        "no row of a step that was not saved": _none(times.keys() - committed.keys()),
+        "no step twice": _none(step for step, n in times.items() if n > 1),
+        "no (series, name, commit_ns) twice": _none(
+            place.rows(
+                "SELECT series, name, commit_ns FROM validation"
+                " GROUP BY 1, 2, 3 HAVING count(*) > 1"
+            )
+        ),
+        "no wrong value": _none(row[0] for row in rows if not _right(row)),
+        "no start with rows out of step order": _none(_disordered(rows, lives)),
+        "lost steps, each reported once": _equal(
+            Counter(step for step, _ in failures), Counter(lost)
+        ),
+        "reasons given": _allowed(
+            Counter(reason for _, reason in failures), {"unseen", "vanished"}
+        ),
+        **_mirrors(place, rows, lost),
+        **_best(place, rows),
+        "no pins left": _none(path.name for path in (place.output / "pins").iterdir()),
+        "nothing foreign in the trainer's directory": _none(strangers),
+        "the trainer's files as it left them": _equal(
+            inventory(place.checkpoints), left | {"train_complete": [0, _completed(place)]}
+        ),
+    }
+    return Report(figures, checks, lives, machine())
+
+
+def _told(life):
+    up = (life.ended_ns - (life.watching_ns or life.ended_ns)) / 1e9
+    end = f"killed {life.plan}" if life.status == -signal.SIGKILL else f"ended {life.status}"
+    return f"watched for {up:5.1f} s, {life.rows:>3} new rows, {end}"
+
+
+def _strangers(place):
+    if not place.checkpoints.is_dir():
+        return set()
+    names = {path.name for path in place.checkpoints.iterdir()}
+    return {name for name in names if not _TRAINERS.fullmatch(name)}
+
+
+def _completed(place):
+    return (place.checkpoints / "train_complete").stat().st_mtime_ns
+
+
+def _none(found):
+    found = sorted(found)
+    return f"{len(found)} {found[:10] if found else ''}".strip(), not found
+
+
+def _equal(found, wanted):
+    """How many, and which stand in one of the two dictionaries alone, or otherwise."""
+    differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    differences = f", of {len(wanted)}; differ: {differ[:10]}" if differ else ""
+    return f"{len(found)}{differences}", not differ
+
+
+def _allowed(found, names):
+    return ", ".join(f"{n} {name}" for name, n in found.items()), found.keys() <= names
+
+
+def _right(row):
+    step, mean, per_query = row[0], row[4], np.frombuffer(row[5])
+    wanted = world.expected(step)
+    return np.allclose(per_query, wanted, atol=1e-9) and np.isclose(mean, np.mean(wanted))
+
+
+def _disordered(rows, lives):
+    for number, life in enumerate(lives):
+        begin, end = life.started_ns / 1e9, life.ended_ns / 1e9 + 0.05
+        steps = [row[0] for row in rows if begin <= row[3] <= end]
+        if steps != sorted(steps):
+            yield number
+
+
+def _mirrors(place, rows, lost):
+    """Checks of what is made from the ledger."""
+    from jaxval import signals
+    from tests.trackers.test_tensorboard import points
+
+    values = {row[0]: row[4] for row in rows}
+    lines = [json.loads(line) for line in (place.output / "metrics.jsonl").open()]
+    curves = [points(folder) for folder in (place.output / "tensorboard" / "tiny").iterdir()]
+    curve = [point for found in curves for point in found[MEASURE]]
+    runs = {path.name for path in (place.output / "runs" / "tiny").iterdir()}
+    heard = signals.read(place.output)
+    exactly = [(row[0], row[2], row[4]) for row in rows]
+    written = [(li["step"], li["committed_ns"], li["measures"][MEASURE]) for li in lines]
+    return {
+        "metrics.jsonl: the ledger's rows, in its order": (len(written), written == exactly),
+        "TensorBoard: each step once, with its value": (
+            len(curve),
+            [step for step, _ in curve] == [row[0] for row in rows]
+            and np.allclose([value for _, value in curve], [row[4] for row in rows]),
+        ),
+        "signals.json: values": _equal(heard.values, values),
+        "signals.json: failed": (len(heard.failed), set(heard.failed) == lost),
+        "run files, one a row": _equal(
+            Counter(runs), Counter(f"{row[1]}.trec" for row in rows)
+        ),
+        "no run file that is not whole": _none(
+            step for step in values if not _whole(place.output / "runs/tiny" / f"{step}.trec")
+        ),
+    }
+
+
+def _whole(path):
+    """Whether it ranks every passage for every query, by its own step's parameters."""
+    if not path.exists():
+        return False
+    fields = [line.split() for line in path.read_text().splitlines()]
+    ranked = {(query, passage) for query, _, passage, *_ in fields}
+    wanted = {(query, passage) for query in world.QUERIES for passage in world.PASSAGES}
+    return ranked == wanted and {line[5] for line in fields} == {f"jaxval-{path.stem}"}
+
+
+def _best(place, rows):
+    """Checks of the exports: the first of equals is the better."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    ranking = [row[0] for row in sorted(rows, key=lambda row: -row[4])]
+    folder = place.output / "best"
+    kept = {path.name for path in folder.iterdir()} - {"best"}
+    pointer = (folder / "best").resolve()
+    words = jax.ShapeDtypeStruct(world.table(0).shape, np.float32)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(pointer, {"params": {"words": {"embedding": words}}})
+    restored = np.asarray(tree["params"]["words"]["embedding"])
+    return {
+        "best/best: the best step": (pointer.name, pointer.name == str(ranking[0])),
+        "best/best: restores to its step's parameters": (
+            f"{restored.shape}",
+            np.array_equal(restored, world.table(ranking[0])),
+        ),
+        "best: nothing but the best two": (
+            " ".join(sorted(kept)),
+            kept == {str(step) for step in ranking[:KEEP]},
+        ),
+    }
+
+
+def machine():
+    """What the figures were taken on."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(load, 1) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "orbax": ocp.__version__,
+    }
+
+
+def main(say: Callable[[str], None] = print) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=0.4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=ROOT / "runs" / "soak.json")
+    asked = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    root = Path(tempfile.mkdtemp(prefix="jaxval-soak-"))
+    report = soak(root, steps=asked.steps, seconds=asked.seconds, seed=asked.seed)
+    report.write(asked.json)
+    say(f"\n{report}\n\n{report.machine}\n{asked.json}")
+    if not report.holds:
+        say(f"what was left lies in {root}")
+        return 1
+    shutil.rmtree(root)
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:
+        train(*sys.argv[2:])
+    else:
+        sys.stdout.reconfigure(line_buffering=True)
+        sys.exit(main())
