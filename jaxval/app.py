@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ Topics = Mapping[str, Sequence[flags.FlagHolder[Any]]]
 """Title of a group of flags -> the flags in it."""
 
 _REPEAT = re.compile(r";\s+repeat this option.*")  # absl adds it to a repeated flag's help
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -45,6 +47,10 @@ def _framed(main: Callable[[], int]) -> int:
         return main()
     except JaxvalError as error:
         return _fault(str(error), error.status)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        return _fault(f"{error}: make room, then start again; what is done is kept", 1)
     except KeyboardInterrupt:
         return _fault("interrupted; what is done is kept, start again to go on", _INTERRUPTED)
 

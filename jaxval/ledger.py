@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +175,24 @@ class Ledger:
                 }
                 self._insert("failure", row, "OR IGNORE")
 
-    def forget_failures(self, series: Sequence[str]) -> int:
-        """Removes the failures of these series, so that they are tried again; how many."""
+    def forget_failures(
+        self, series: Sequence[str], among: Collection[tuple[str, int]] | None = None
+    ) -> int:
+        """Removes the failures of these series, so that they are tried again; how many.
+
+        Args:
+          series: digests.
+          among: identities of checkpoints; only theirs are removed. None for all.
+        """
         with self._atomic():
-            return sum(
-                self._db.execute("DELETE FROM failure WHERE series = ?", (one,)).rowcount
-                for one in series
-            )
+            found = [
+                (row["id"],)
+                for row in self._rows("SELECT * FROM failure")
+                if row["series"] in series
+                and (among is None or _checkpoint(row).identity in among)
+            ]
+            self._db.executemany("DELETE FROM failure WHERE id = ?", found)
+        return len(found)
 
     def validations(self, series: Sequence[str] | None = None) -> list[Validation]:
         """Every validation, or those of some series, in the order they were committed."""

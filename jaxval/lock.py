@@ -25,16 +25,23 @@ def hold(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / "lock").open("a+")
+        file = (directory / "lock").open("ab", buffering=0)
     except OSError as error:
-        raise UserError(f"--output_dir={directory} cannot be written: {error}") from error
+        raise _unwritable(directory, error) from error
     with file:
         _lock(file.fileno(), directory)
-        file.truncate(0)
         since = datetime.datetime.now().isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
-        file.flush()
+        sign = f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
+        try:
+            file.truncate(0)
+            file.write(sign.encode())
+        except OSError as error:
+            raise _unwritable(directory, error) from error
         yield
+
+
+def _unwritable(directory: Path, error: OSError) -> UserError:
+    return UserError(f"--output_dir={directory} cannot be written: {error}")
 
 
 def _lock(descriptor: int, directory: Path) -> None:

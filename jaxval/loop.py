@@ -113,7 +113,7 @@ def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Devic
     prepared = prepare(config, devices, progress)
     ledger = Ledger(config.output_dir / "ledger.sqlite")
     with contextlib.closing(ledger):
-        _open_series(config, prepared, ledger)
+        _open_series(config, source, prepared, ledger)
         session = Session(config, source, prepared, ledger, _trackers(config, prepared))
         try:
             session.begin()
@@ -188,6 +188,7 @@ class Session:
             if checkpoint is not None:
                 self._note_gap()
                 self._take(checkpoint)
+                self._stop_if_none_fits()
                 busy = self._clock()
             elif self._source.finished:
                 return _LOG.info("the training is complete")
@@ -208,8 +209,9 @@ class Session:
     def _take(self, checkpoint: Checkpoint) -> None:
         """Validates a checkpoint on the sets for which the ledger has no row of it."""
         if self._config.watching.order == "latest":
-            for other in self._source.waiting()[1:]:
-                self._fail(other, "skipped", f"step {checkpoint.step} was newer")
+            for other in self._source.waiting():
+                if other < checkpoint and self._wanted(other):
+                    self._fail(other, "skipped", f"step {checkpoint.step} was newer")
         wanted = self._wanted(checkpoint)
         if not wanted:
             self.tally.known += 1
@@ -236,7 +238,7 @@ class Session:
         for outcome in validate(
             checkpoint, restored, self._bench, frozenset(wanted), self._progress
         ):
-            self._wait_for_room()
+            self._wait_for_room(_bytes(restored) if self._config.keep_best else 0)
             with _undisturbed():
                 self._keep(outcome, restored)
                 wanted.discard(outcome.validation.series)
@@ -298,10 +300,11 @@ class Session:
         if self._fitted:
             return self._fail(checkpoint, error.reason, str(error))
         self._misfits.append((checkpoint, error))
-        self._source.set_aside(checkpoint)
-        if not self._source.waiting():
-            raise error
-        return None
+        return self._source.set_aside(checkpoint)
+
+    def _stop_if_none_fits(self) -> None:
+        if self._misfits and not self._source.waiting():
+            raise self._misfits[-1][1]
 
     def _postpone(self, checkpoint: Checkpoint, error: UnreadableError) -> None:
         """Nothing is known against the checkpoint: it stays pinned for the next start."""
@@ -340,15 +343,21 @@ class Session:
                 self._fail(checkpoint, "unseen", why)
             known.add(following)
 
-    def _wait_for_room(self) -> None:
-        """Writes nothing, rather than half of it, until the disk has room again."""
-        said = False
-        while (free := shutil.disk_usage(self._config.output_dir).free) < _ROOM:
+    def _wait_for_room(self, more: int = 0) -> None:
+        """Writes nothing, rather than half of it, until the disk has room again.
+
+        Args:
+          more: bytes that are needed beside _ROOM.
+        """
+        said, needed = False, _ROOM + more
+        while (free := shutil.disk_usage(self._config.output_dir).free) < needed:
             if not said:
                 _LOG.error(
-                    "%s has only %.1f MiB left: waiting until there is room",
+                    "%s has only %.1f MiB left of the %.1f that are needed:"
+                    " waiting until there is room",
                     self._config.output_dir,
                     free / 2**20,
+                    needed / 2**20,
                 )
             said = True
             self._sleep(_ROOM_PAUSE)
@@ -382,6 +391,10 @@ def _undisturbed() -> Iterator[None]:
             signal.raise_signal(caught[0])
 
 
+def _bytes(restored: Restored) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(restored.params))
+
+
 def _mirror(tell: Callable[[Any], None], row: Validation | Failure) -> None:
     """A mirror that cannot be written is made whole at the next start: the row is there."""
     try:
@@ -390,12 +403,13 @@ def _mirror(tell: Callable[[Any], None], row: Validation | Failure) -> None:
         _LOG.error("step %d is in the ledger, but not mirrored: %s", row.checkpoint.step, error)
 
 
-def _open_series(config: Config, prepared: Prepared, ledger: Ledger) -> None:
+def _open_series(config: Config, source: Source, prepared: Prepared, ledger: Ledger) -> None:
     for judged in prepared.bench.sets:
         settings = prepared.settings[judged.series]
         ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
     if config.watching.retry_failed:
-        forgotten = ledger.forget_failures(list(prepared.settings))
+        there = {one.identity for one in source.waiting()}  # what is lost stays so
+        forgotten = ledger.forget_failures(list(prepared.settings), there)
         _LOG.info("%d failures of earlier runs are tried again", forgotten)
 
 

@@ -60,7 +60,11 @@ def _by_ir_measures(
         str(i): dict(zip(map(str, rows.tolist()), scores, strict=True))
         for i, rows in enumerate(hits.rows)
     }
-    judged = {str(i): qrels[query] for i, query in enumerate(query_ids)}
+    # On a query whose grades are all below 0, pytrec_eval never returns.
+    judged = {
+        str(i): {doc: max(grade, 0) for doc, grade in qrels[query].items()}
+        for i, query in enumerate(query_ids)
+    }
     values = {str(measure): np.zeros(len(query_ids)) for measure in measures}
     for metric in ir_measures.iter_calc(measures, judged, run):
         values[str(metric.measure)][int(metric.query_id)] = metric.value

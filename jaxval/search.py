@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxval.records import Hits
 
+_BLOCK = 64
 _GPU_MOST = 2048  # hits a query that FAISS can select on a GPU
 
 
@@ -36,13 +37,11 @@ class FaissSearcher:
         scores, found = _top(self._queries, self._prepared(vectors), rows, self._depth)
         scores = np.concatenate([self._scores, scores], axis=1)
         all_rows = np.concatenate([self._rows, rows[found]], axis=1)
-        best = np.lexsort((all_rows, -scores), axis=1)[:, : self._depth]
-        self._scores = np.take_along_axis(scores, best, 1)
-        self._rows = np.take_along_axis(all_rows, best, 1)
+        self._scores, self._rows = _keep(scores, all_rows, self._depth)
 
     def hits(self) -> Hits:
         """The best of all chunks so far."""
-        return Hits(self._scores, self._rows)
+        return Hits(*_in_order(self._scores, self._rows))
 
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -57,6 +56,24 @@ def gpus() -> int:
     return int(getattr(faiss, "get_num_gpus", lambda: 0)())
 
 
+def _keep(scores: np.ndarray, rows: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `depth` of each query, in no order; of equals at the last place the first
+    rows. Only queries with such equals are sorted."""
+    if scores.shape[1] <= depth:
+        return scores, rows
+    best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+    kept, kept_rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+    tied = (scores >= kept.min(1, keepdims=True)).sum(1) > depth
+    sorted_scores, sorted_rows = _in_order(scores[tied], rows[tied])
+    kept[tied], kept_rows[tied] = sorted_scores[:, :depth], sorted_rows[:, :depth]
+    return kept, kept_rows
+
+
+def _in_order(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
 def _top(
     queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -69,10 +86,12 @@ def _top(
     scores, found = _knn(queries, vectors, min(depth + 1, len(vectors)))
     if found.shape[1] <= depth:
         return scores, found
-    for query in np.flatnonzero(scores[:, depth - 1] == scores[:, depth]):
-        exact = vectors @ queries[query]
-        best = _first_of_equals(exact, rows, depth)
-        scores[query, :depth], found[query, :depth] = exact[best], best
+    tied = np.flatnonzero(scores[:, depth - 1] == scores[:, depth])
+    for start in range(0, len(tied), _BLOCK):
+        block = tied[start : start + _BLOCK]
+        for query, exact in zip(block, queries[block] @ vectors.T, strict=True):
+            best = _first_of_equals(exact, rows, depth)
+            scores[query, :depth], found[query, :depth] = exact[best], best
     return scores[:, :depth], found[:, :depth]
 
 
@@ -81,7 +100,7 @@ def _first_of_equals(scores: np.ndarray, rows: np.ndarray, depth: int) -> np.nda
     last = np.partition(scores, -depth)[-depth]
     above, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
     missing = depth - len(above)
-    return np.concatenate([above, equal[np.argsort(rows[equal])[:missing]]])
+    return np.concatenate([above, equal[np.argpartition(rows[equal], missing - 1)[:missing]]])
 
 
 def _knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,20 +45,36 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Plan:
-    """When a jaxval is killed: `delay` seconds after an event, the n-th new row being one."""
+    """When a jaxval is killed: so long after an event.
+
+    Attributes:
+      event: `the start`, `the first listing`, the `commit` of the n-th new row to the
+        ledger, or its `line` in the table, which follows when all mirrors have it.
+      delay: seconds.
+      rows: n.
+    """
 
     event: str
     delay: float
     rows: int = 0
 
     def __str__(self):
-        rows = f"{self.rows} " if self.event == "rows" else ""
-        return f"{self.delay:.2f} s after {rows}{self.event}"
+        number = f"{self.event} {self.rows}" if self.rows else self.event
+        return f"{self.delay:.2f} s after {number}"
 
 
 @dataclass(frozen=True)
 class Life:
-    """One jaxval, from its start to its end. Times are in nanoseconds since the epoch."""
+    """One jaxval, from its start to its end.
+
+    Attributes:
+      plan: when it was to be killed.
+      started_ns, watching_ns, ended_ns: nanoseconds since the epoch; the second is that of
+        its first listing.
+      rows: that it added, as far as it said so.
+      status: negative if it was killed.
+      torn: what the kill left undone, where that can be told.
+    """
 
     plan: str
     started_ns: int
@@ -65,6 +82,7 @@ class Life:
     ended_ns: int
     rows: int
     status: int
+    torn: str
 
     def watched(self, time_ns, margin):
         """Whether it watched at that time, and for `margin` seconds more."""
@@ -132,6 +150,24 @@ class Place:
         steps = {line["step"]: line["committed_ns"] for line in lines if "step" in line}
         return steps, next(line["left"] for line in lines if "left" in line)
 
+    def torn(self):
+        """What a kill has left undone. It only looks: to mend it is jaxval's."""
+        journal = self.output / "ledger.sqlite-journal"
+        if journal.exists() and journal.stat().st_size:
+            return "a transaction"
+        metrics = self.output / "metrics.jsonl"
+        lines = metrics.read_text().count("\n") if metrics.exists() else 0
+        return "a mirror" if lines != self.count() else ""
+
+    def count(self):
+        """Rows of the ledger, without a lock on it or a touch to it that lasts."""
+        path = self.output / "ledger.sqlite"
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+                return db.execute("SELECT count(*) FROM validation").fetchone()[0]
+        except sqlite3.OperationalError:  # it is being written, or not there yet
+            return 0
+
     def rows(self, sql):
         with sqlite3.connect(self.output / "ledger.sqlite") as db:
             return db.execute(sql).fetchall()
@@ -153,12 +189,12 @@ class Jaxval:
             "keep_best": KEEP,
             "write_run": "trec",
         }
+        self._place, self._before = place, place.count()
         self.started_ns = time.time_ns()
         self.watching_ns = None
         self.rows = 0  # beside those that it found in the ledger
         self._ready = False
         self._said = threading.Condition()
-        self._log = place.root / "jaxval.log"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jaxval.main", *(f"--{n}={v}" for n, v in flags.items())],
             cwd=ROOT,
@@ -171,10 +207,13 @@ class Jaxval:
 
     def outlives(self, plan):
         """Waits for the moment that is planned; False if it ended by itself before."""
+        if plan.event == "commit":
+            self._await_commit(plan.rows)
         reached = {
             "the start": lambda: True,
             "the first listing": lambda: self.watching_ns is not None,
-            "rows": lambda: self.rows >= plan.rows,
+            "line": lambda: self.rows >= plan.rows,
+            "commit": lambda: True,
         }[plan.event]
         with self._said:
             self._said.wait_for(lambda: reached() or not self._reader.is_alive(), _PATIENCE)
@@ -197,14 +236,30 @@ class Jaxval:
             self.process.kill()
         return self._life("none", time.time_ns())
 
+    def _await_commit(self, number):
+        """Far quicker than jaxval's own word of it, which comes when all is done."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end and self.process.poll() is None:
+            if self._ready and self._place.count() >= self._before + number:
+                return
+            time.sleep(0.0005 if self._ready else 0.05)
+
     def _life(self, plan, ended_ns):
         status = self.process.wait()
         self._reader.join()
         self.process.stdout.close()
-        return Life(plan, self.started_ns, self.watching_ns, ended_ns, self.rows, status)
+        return Life(
+            plan=plan,
+            started_ns=self.started_ns,
+            watching_ns=self.watching_ns,
+            ended_ns=ended_ns,
+            rows=self.rows,
+            status=status,
+            torn=self._place.torn(),
+        )
 
     def _read(self):
-        with self._log.open("a") as log:
+        with (self._place.root / "jaxval.log").open("a") as log:
             log.write(f"---- process {self.process.pid}\n")
             for line in self.process.stdout:
                 now = time.time_ns()
@@ -247,14 +302,15 @@ def inventory(directory):
 
 def plans(draw):
     """The first leaves some rows; then each kind in turn, in an order of chance."""
-    yield Plan("rows", 0.0, rows=6)
+    yield Plan("line", 0.0, rows=6)
     while True:
         kinds = [
             Plan("the start", draw.uniform(0, 2)),
             Plan("the first listing", draw.uniform(0, 4)),
             Plan("the first listing", draw.uniform(4, 12)),
-            Plan("rows", 0.0, rows=draw.randint(1, 4)),
-            Plan("rows", draw.uniform(0, 0.3), rows=draw.randint(1, 12)),
+            Plan("commit", 0.0, rows=draw.randint(1, 4)),
+            Plan("line", 0.0, rows=draw.randint(1, 4)),
+            Plan("line", draw.uniform(0, 0.3), rows=draw.randint(1, 12)),
         ]
         yield from draw.sample(kinds, len(kinds))
 
@@ -329,6 +385,8 @@ def judge(place, lives, strangers, margin, seconds) -> Report:
         "steps lost while nothing was up": len(lost & down),
         "kills": sum(life.status == -signal.SIGKILL for life in lives),
         "kills before the first listing": sum(life.watching_ns is None for life in lives),
+        "kills within a transaction": sum(life.torn == "a transaction" for life in lives),
+        "kills between a row and its mirrors": sum(life.torn == "a mirror" for life in lives),
         "starts that added a row": sum(life.rows > 0 for life in lives),
         "seconds": round(seconds, 1),
     }
@@ -352,7 +410,7 @@ def judge(place, lives, strangers, margin, seconds) -> Report:
         ),
         **_mirrors(place, rows, lost),
         **_best(place, rows),
-        "no pins left": _none(path.name for path in (place.output / "pins").iterdir()),
+        "no pins left": _none(path.name for path in (place.output / "pins").glob("*")),
         "nothing foreign in the trainer's directory": _none(strangers),
         "the trainer's files as it left them": _equal(
             inventory(place.checkpoints), left | {"train_complete": [0, _completed(place)]}
@@ -364,7 +422,8 @@ def judge(place, lives, strangers, margin, seconds) -> Report:
 def _told(life):
     up = (life.ended_ns - (life.watching_ns or life.ended_ns)) / 1e9
     end = f"killed {life.plan}" if life.status == -signal.SIGKILL else f"ended {life.status}"
-    return f"watched for {up:5.1f} s, {life.rows:>3} new rows, {end}"
+    torn = f", which tore {life.torn}" if life.torn else ""
+    return f"watched for {up:5.1f} s, {life.rows:>3} new rows, {end}{torn}"
 
 
 def _strangers(place):

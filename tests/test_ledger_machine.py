@@ -1,6 +1,7 @@
 """The ledger against a plain model of it, in whatever order hypothesis lets things happen."""
 
 import dataclasses
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Mapping
@@ -17,17 +18,16 @@ from jaxval.records import Checkpoint, Failure, Standing, Validation
 
 DATASETS = {"s1": "dev", "s2": "other", "s3": "dev"}
 QUERIES = ["q1", "q2"]
+# Few, so that the same one comes again: a step has two names, and two commits.
+NAMES = [(1, "1"), (1, "checkpoint_1"), (2, "2")]
+COMMITS = [0, 2**63 - 1]
 REASONS = ["vanished", "corrupt", "skipped", "unseen"]
 
 series = st.sampled_from(sorted(DATASETS))
-# Few, so that the same one comes again; a step has several names, and several commits.
 checkpoints = st.builds(
-    lambda step, prefix, commit_ns: Checkpoint(
-        step, f"{prefix}{step}", commit_ns, Path(f"/run/{prefix}{step}")
-    ),
-    st.integers(0, 1),
-    st.sampled_from(["", "checkpoint_"]),
-    st.sampled_from([0, 2**63 - 1]),
+    lambda named, commit_ns: Checkpoint(*named, commit_ns, Path("/run", named[1])),
+    st.sampled_from(NAMES),
+    st.sampled_from(COMMITS),
 )
 values = st.lists(st.floats(0, 1), min_size=len(QUERIES), max_size=len(QUERIES))
 failures = st.builds(
@@ -108,9 +108,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.close()
         self.folder.cleanup()
 
-    @initialize()
-    def begin(self):
-        self.open_series("s1")
+    @initialize(digests=st.sets(series, min_size=2))
+    def begin(self, digests):
+        for digest in sorted(digests):
+            self.open_series(digest)
 
     @rule(digest=series)
     def open_series(self, digest):
@@ -173,6 +174,12 @@ class LedgerMachine(RuleBasedStateMachine):
             if key(row) not in map(key, self.failures):
                 self.failures.append(row)
 
+    @rule(rows=st.lists(failures, min_size=1, max_size=3))
+    def fail_where_the_last_is_of_no_series(self, rows):
+        torn = [*rows, dataclasses.replace(rows[0], series="s9")]
+        with pytest.raises(sqlite3.IntegrityError):
+            self.ledger.fail(torn)
+
     @rule(digests=st.lists(series, unique=True))
     def forget_failures(self, digests):
         rest = [row for row in self.failures if row.series not in digests]
@@ -196,12 +203,6 @@ class LedgerMachine(RuleBasedStateMachine):
         killed.close()
         self.ledger = Ledger(self.path)
 
-    @rule(checkpoint=checkpoints, digest=series)
-    def holds(self, checkpoint, digest):
-        rows = map(key, [*self.validations, *self.failures])
-        moved = dataclasses.replace(checkpoint, path=Path("/moved"), pin=Path("/pin"))
-        assert self.ledger.holds(moved, digest) == ((digest, *checkpoint.identity) in rows)
-
     @rule(digests=st.lists(series, unique=True))
     def validations_of(self, digests):
         wanted = [shown(row) for row in self.validations if row.series in digests]
@@ -211,6 +212,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def rows_are_the_models_in_its_order(self):
         assert list(map(shown, self.ledger.validations())) == list(map(shown, self.validations))
         assert list(map(shown, self.ledger.failures())) == list(map(shown, self.failures))
+
+    @invariant()
+    def holds_what_has_a_row_of_either_kind_wherever_it_lies(self):
+        rows = set(map(key, [*self.validations, *self.failures]))
+        for digest, (step, name), commit_ns in itertools.product(DATASETS, NAMES, COMMITS):
+            moved = Checkpoint(step, name, commit_ns, Path("/moved"), pin=Path("/pin"))
+            assert self.ledger.holds(moved, digest) == ((digest, name, commit_ns) in rows)
 
     @invariant()
     def no_measure_is_without_its_row(self):
@@ -226,4 +234,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = hypothesis.settings(max_examples=25, stateful_step_count=30)
+TestLedgerMachine.settings = hypothesis.settings(max_examples=50, stateful_step_count=30)

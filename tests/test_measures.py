@@ -91,6 +91,10 @@ def test_names_are_the_measures_own():
     assert list(values("MRR@10 NDCG@3", {"q": {"1": 1}}, hits((1,)))) == ["RR@10", "nDCG@3"]
 
 
+def test_a_query_whose_grades_are_all_below_0_has_a_value():
+    assert one("Rprec", {"7": -1, "8": -2}, 7, 8) == 0
+
+
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 10_000))
 def test_they_are_ir_measures(queries, depth, seed):
     rng = np.random.default_rng(seed)

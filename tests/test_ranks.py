@@ -30,7 +30,7 @@ def collections(draw):
     """Judgements and rankings over twenty rows, some documents judged outside of them."""
     docs = [*map(str, range(20)), "outside:a", "outside:b"]
     queries = [f"q{i}" for i in range(draw(st.integers(1, 4)))]
-    grades = st.dictionaries(st.sampled_from(docs), st.integers(-1, 4), min_size=1, max_size=9)
+    grades = st.dictionaries(st.sampled_from(docs), st.integers(0, 4), min_size=1, max_size=9)
     depth = draw(st.integers(1, 20))
     rows = [draw(st.permutations(range(20)))[:depth] for _ in queries]
     return {query: draw(grades) for query in queries}, queries, np.array(rows)

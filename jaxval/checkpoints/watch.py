@@ -64,7 +64,7 @@ class Watcher:
         self._seen: set[Identity] = set()
         self._line: dict[Identity, Checkpoint] = {}
         self._unpinned: dict[Identity, str] = {}
-        self._links_refused = False
+        self._links_refused = ""
         self._stamped: set[str] = set()
         self._unstamped: dict[str, list[str]] = {}
         self._unsettled = False
@@ -183,6 +183,7 @@ class Watcher:
     def _pinned(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint with its pin, or as it is: whoever reads it finds out the rest."""
         if self._links_refused:
+            self._unpinned[checkpoint.identity] = self._links_refused
             return checkpoint
         try:
             pinned = self._pins.take(checkpoint)
@@ -194,7 +195,7 @@ class Watcher:
 
     def _say_unpinned(self, checkpoint: Checkpoint, error: Exception) -> None:
         if isinstance(error, Refused):
-            self._links_refused = True
+            self._links_refused = str(error)
             _LOG.warning(
                 "checkpoints cannot be pinned (%s): they are read where the trainer wrote them,"
                 " as early as host memory allows. A --pin_dir on their file system helps",
@@ -202,4 +203,5 @@ class Watcher:
             )
         elif checkpoint.identity not in self._unpinned:
             _LOG.warning("step %d is not pinned: %s", checkpoint.step, error)
-        self._unpinned[checkpoint.identity] = str(error)
+        # The first reason: when it is tried again, the trainer may have deleted it.
+        self._unpinned.setdefault(checkpoint.identity, str(error))

@@ -49,5 +49,8 @@ class TensorBoard:
     def _writer(self, validation: Validation) -> Any:
         if validation.series not in self._writers:
             folder = self._directory / validation.dataset / validation.series[:8]
-            self._writers[validation.series] = SummaryWriter(str(folder), flush_secs=1)
+            # A queue without end: a full disk ends the thread that empties it.
+            self._writers[validation.series] = SummaryWriter(
+                str(folder), max_queue=0, flush_secs=1
+            )
         return self._writers[validation.series]

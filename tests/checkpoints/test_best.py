@@ -36,9 +36,9 @@ def test_an_export_is_restored_on_another_topology(tmp_path):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spread), params(3)
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(
-            tmp_path / "best" / "checkpoint_3", {"params": wanted}
-        )["params"]
+        restored = checkpointer.restore(tmp_path / "best" / "checkpoint_3", {"params": wanted})[
+            "params"
+        ]
     jax.tree.map(np.testing.assert_array_equal, restored, params(3))
     assert restored["bias"].sharding == spread
 
