@@ -83,7 +83,15 @@ def _quiet() -> None:
     """Keeps the libraries' notes to themselves; warnings still come through."""
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+    # Of a read that failed, tensorstore's callbacks come too late for Orbax's event loop.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unless_too_late
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not needed
+
+
+def _unless_too_late(unraisable: sys.UnraisableHookArgs) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _help(topics: Topics, summary: str) -> str:

@@ -41,6 +41,11 @@ class Watching:
         if not self.checkpoint_dir:
             raise UserError("--checkpoint_dir is not set: name the trainer's directory")
         local = "://" not in self.checkpoint_dir
+        if local and (Path(self.checkpoint_dir) / "_CHECKPOINT_METADATA").exists():
+            raise UserError(
+                f"--checkpoint_dir={self.checkpoint_dir} is itself a checkpoint: name the"
+                " directory it lies in"
+            )
         if local and Path(self.checkpoint_dir).is_file():
             raise UserError(f"--checkpoint_dir={self.checkpoint_dir} is a file, no directory")
         if local and Path(self.checkpoint_dir).resolve() in self.pin_dir.resolve().parents:

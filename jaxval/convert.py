@@ -36,6 +36,10 @@ def convert(model: str, checkpoint_dir: Path, step: int) -> str:
       EncoderError: the model cannot be read.
     """
     target = checkpoint_dir.absolute() / str(step)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{checkpoint_dir} cannot be written: {error}") from error
     if target.exists():
         raise UserError(f"{target} exists already: choose another --step or remove it")
 

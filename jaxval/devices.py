@@ -82,8 +82,8 @@ def open_devices(devices: str) -> list[jax.Device]:
 
     try:
         return list(jax.local_devices())
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # JAX without CUDA raises a bare AssertionError
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--devices={devices or '(any)'}: JAX finds no such device ({first[:200]})."
             " For GPUs install jaxval[cuda12]; check with: python -c 'import jax;"

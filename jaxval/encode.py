@@ -139,7 +139,11 @@ class _Collector:
     def add(self, batch: _Batch, result: jax.Array, bar: Bar) -> Iterator[Chunk]:
         vectors = np.asarray(result).reshape(-1, result.shape[-1])[: batch.count]
         if not np.isfinite(vectors).all():
-            raise NonFiniteError("the encoder made vectors with NaN or infinity in them")
+            raise NonFiniteError(
+                "the encoder made vectors with NaN or infinity in them, of finite parameters:"
+                " do the tokenizer's ids go beyond its embeddings, or do its positions end"
+                " before --passage_max_len?"
+            )
         self._vectors.append(vectors)
         self._rows.append(self._store.rows[batch.start : batch.start + batch.count])
         self._floats += vectors.size

@@ -15,7 +15,9 @@ from jaxval.errors import UserError
 from jaxval.records import PinLimit
 
 _CHECKPOINT_DIR = flags.DEFINE_string(
-    "checkpoint_dir", "", "The trainer's directory of Orbax checkpoints. It is only read."
+    "checkpoint_dir",
+    "",
+    "Required. The trainer's directory of Orbax checkpoints. It is only read.",
 )
 _POLL_INTERVAL = flags.DEFINE_float(
     "poll_interval", 1.0, "Seconds between two looks at it.", lower_bound=0.01
@@ -69,8 +71,8 @@ _RETRY_FAILED = flags.DEFINE_bool(
 _DATASET = flags.DEFINE_multi_string(
     "dataset",
     [],
-    "A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv and their"
-    " like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a folder's."
+    "Required. A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv and"
+    " their like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a folder's."
     " May be repeated; sets that share a corpus have it encoded once.",
 )
 _MEASURES = flags.DEFINE_string(
@@ -165,7 +167,9 @@ _BATCH_TOKENS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "", "Where ledger.sqlite, metrics.jsonl, tensorboard/ and runs/ are written."
+    "output_dir",
+    "",
+    "Required. Where ledger.sqlite, metrics.jsonl, tensorboard/ and runs/ are written.",
 )
 _WRITE_RUN = flags.DEFINE_enum(
     "write_run",

@@ -125,6 +125,15 @@ class Ledger:
         with self._atomic():
             self._db.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?)", row)
 
+    def settings(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """The settings of every series of a set that has a result, the latest last."""
+        rows = self._rows(
+            "SELECT digest, settings FROM series JOIN validation ON digest = series"
+            " WHERE dataset = ? GROUP BY digest ORDER BY max(id)",
+            dataset,
+        )
+        return {row["digest"]: json.loads(row["settings"]) for row in rows}
+
     def holds(self, checkpoint: Checkpoint, series: str) -> bool:
         """Whether this checkpoint has its row in this series, a result or a failure."""
         found = self._db.execute(

@@ -9,7 +9,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -172,7 +172,9 @@ class Session:
             tracker.begin(past, failures)
         self._prune()
         self._ahead.start()
-        _LOG.info("waiting for checkpoints in %s", self._config.watching.checkpoint_dir)
+        root = self._config.watching.checkpoint_dir
+        there = epath.Path(root).exists()
+        _LOG.info("waiting for checkpoints in %s%s", root, "" if there else ", not there yet")
 
     def consume(self) -> None:
         """Takes checkpoint after checkpoint, until one of the ends that Watching names.
@@ -406,11 +408,29 @@ def _mirror(tell: Callable[[Any], None], row: Validation | Failure) -> None:
 def _open_series(config: Config, source: Source, prepared: Prepared, ledger: Ledger) -> None:
     for judged in prepared.bench.sets:
         settings = prepared.settings[judged.series]
+        _say_what_changed(ledger.settings(judged.name), judged.series, settings)
         ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
     if config.watching.retry_failed:
         there = {one.identity for one in source.waiting()}  # what is lost stays so
         forgotten = ledger.forget_failures(list(prepared.settings), there)
         _LOG.info("%d failures of earlier runs are tried again", forgotten)
+
+
+def _say_what_changed(
+    earlier: Mapping[str, Mapping[str, Any]], series: str, settings: Mapping[str, Any]
+) -> None:
+    if not earlier or series in earlier:
+        return
+    last = list(earlier.values())[-1]
+    changed = [name for name, value in settings.items() if last.get(name) != value]
+    _LOG.warning(
+        "%s: another %s than before, so a new series begins (%s). The results of the earlier"
+        " %d stay in the ledger, apart from these",
+        settings["dataset"],
+        " and ".join(changed),
+        series[:8],
+        len(earlier),
+    )
 
 
 def _write_run(config: Config, outcome: Outcome) -> None:

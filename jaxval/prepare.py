@@ -162,6 +162,7 @@ def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Traits]:
     """The encoder, what identifies it, and what it asks of its texts."""
     if model.factory:
         encoder = adapter.load_factory(model.factory)
+        adapter.check(encoder, f"--encoder={model.factory}")
         shapes = {
             show(path): leaf.shape for path, leaf in flatten(encoder.abstract_params()).items()
         }
@@ -289,7 +290,12 @@ def _report(
         stored.count,
         stored.tokens / stored.count,
     )
+    irrelevant = sum(max(grades.values()) <= 0 for grades in queries.qrels.values())
     remarks = {
+        "of %d judged queries %d have no relevant document, by their qrels": (
+            len(queries.texts),
+            irrelevant,
+        ),
         "of %d judged documents %d are not in the corpus; they count as never found": (
             len(judged),
             len(judged) - len(rows),

@@ -129,10 +129,19 @@ def test_a_commit_that_fails_half_way_leaves_no_row(ledger, path):
     assert (count(path, "validation"), count(path, "measure")) == (1, 2)
 
 
-def test_a_measure_that_sqlite_refuses_leaves_no_row(ledger, path):
-    nowhere = {"RR@10": np.ones(2), "AP": np.array([np.nan, 1])}  # its mean would be NULL
-    with pytest.raises(sqlite3.IntegrityError):
-        ledger.commit(validation(per_query=nowhere))
+def test_a_measure_that_is_undefined_for_a_query_is_kept_as_it_is(ledger, path):
+    undefined = {"RR@10": np.ones(2), "AP": np.array([np.nan, 1])}
+    ledger.commit(validation(per_query=undefined))
+    (found,) = ledger.validations()
+    np.testing.assert_array_equal(found.per_query["AP"], undefined["AP"])
+    assert np.isnan(found.measures["AP"])
+    assert found.measures["RR@10"] == 1
+
+
+def test_values_that_cannot_be_written_leave_no_row(ledger, path):
+    broken = {"RR@10": np.ones(2), "AP": np.array(["not", "numbers"])}
+    with pytest.raises(TypeError):
+        ledger.commit(validation(per_query=broken))
     assert (count(path, "validation"), count(path, "measure")) == (0, 0)
 
 

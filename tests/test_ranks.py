@@ -53,6 +53,14 @@ def test_they_equal_ir_measures(world):
         assert ranks.compute(measure, graded) == pytest.approx(wanted, abs=1e-9), measure
 
 
+def test_grades_below_0_are_as_good_as_0():
+    graded = ranks.grade({"q": {"0": -2, "1": 3, "2": -1}}, ["q"], np.array([[0, 1, 2]]))
+    clipped = ranks.grade({"q": {"0": 0, "1": 3, "2": 0}}, ["q"], np.array([[0, 1, 2]]))
+    for name in NAMES:
+        measure = ir_measures.parse_measure(name)
+        assert ranks.compute(measure, graded) == ranks.compute(measure, clipped), name
+
+
 @pytest.mark.parametrize(
     "name", ["nDCG(dcg='exp-log2')@10", "ERR@10", "Rprec", "RBP", "NumRel"]
 )

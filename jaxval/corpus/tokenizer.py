@@ -5,9 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxval.errors import DataError, EncoderError
+
+_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ def load(name: str) -> Tokenizer:
     Raises:
       EncoderError: there is none, or it has no fast form.
     """
+    _check_folder(name)
     from transformers import AutoTokenizer  # slow to import: not before it is needed
 
     try:
@@ -76,6 +87,20 @@ def load(name: str) -> Tokenizer:
             " Save it with tokenizer.json, by transformers' convert_slow_tokenizer"
         )
     return wrap(backend, pad=loaded.pad_token_id or 0)
+
+
+def _check_folder(name: str) -> None:
+    """transformers makes an empty tokenizer of a folder that has none, without a word."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.startswith(("/", ".", "~")):
+            raise EncoderError(f"--tokenizer={name}: no such folder")
+        return  # a hub's name
+    if not any((folder / file).is_file() for file in _FILES):
+        raise EncoderError(
+            f"--tokenizer={name}: there is no tokenizer in it (none of {', '.join(_FILES)}):"
+            " copy it beside config.json, or name its folder with --tokenizer"
+        )
 
 
 def wrap(backend: Any, *, pad: int = 0) -> Tokenizer:

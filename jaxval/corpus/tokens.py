@@ -177,7 +177,10 @@ def open_or_build(
     if not (final / "manifest.json").exists():
         partial = directory / f"{name}.{os.getpid()}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(f"--token_dir={directory} cannot be written: {error}") from error
         try:
             _build(partial, texts, tokenizer, recipe, places, bar())
             _publish(partial, final)

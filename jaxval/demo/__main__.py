@@ -45,7 +45,7 @@ def start(arguments: Sequence[str], log: Path | None = None) -> Process:
         )
 
 
-def end(process: Process, patience: float = 20.0) -> int:
+def end(process: Process, patience: float = 5.0) -> int:
     """Interrupts a process that still runs, and returns its status."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -92,6 +92,7 @@ def main() -> int:
     try:
         return follow(trainer, validator)
     except KeyboardInterrupt:
+        print("The demo begins anew at the next start.", file=sys.stderr)
         return end(validator)
     finally:
         end(trainer)

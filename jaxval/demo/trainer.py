@@ -120,7 +120,7 @@ def train(
     should_stop: Callable[[], bool],
 ) -> None:
     """Trains and saves; what is being saved is written while training goes on."""
-    save(manager, 0, state, float("nan"))
+    save(manager, 0, state, None)
     order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)
     for step, rows in zip(range(1, _STEPS.value + 1), order, strict=False):
         queries, passages = ((ids[rows], mask[rows]) for ids, mask in pairs)
@@ -132,10 +132,11 @@ def train(
                 return
 
 
-def save(manager: Any, step: int, state: TrainState, loss: float) -> None:
+def save(manager: Any, step: int, state: TrainState, loss: float | None) -> None:
     """Starts an asynchronous save."""
     manager.save(step, args=ocp.args.StandardSave(state))
-    print(f"step {step}: loss {loss:.3f}, saving", flush=True)
+    told = "untrained" if loss is None else f"loss {loss:.3f}"
+    print(f"step {step}: {told}, saving", flush=True)
 
 
 def main(_: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,53 @@ def load_factory(spec: str) -> Encoder:
             "it is called without arguments and must return an encoder"
         ) from error
     return _checked(spec, encoder)
+
+
+def check(encoder: Encoder, name: str) -> None:
+    """Traces both functions without computing anything.
+
+    Args:
+      encoder: to be checked.
+      name: of the flag and its value, for the message.
+
+    Raises:
+      EncoderError: a function raises, or its result is not [batch, dim] with one dim.
+    """
+    try:
+        params = encoder.abstract_params()
+    except Exception as error:
+        raise EncoderError(f"{name}: its parameters' shapes raised {_brief(error)}") from error
+    queries = _traced(encoder.encode_queries, params, f"{name}: encoding queries")
+    passages = _traced(encoder.encode_passages, params, f"{name}: encoding passages")
+    if queries != passages:
+        raise EncoderError(
+            f"{name}: queries get {queries} components and passages {passages}: they cannot be"
+            " compared"
+        )
+
+
+def _traced(encode: Encode, params: Params, what: str) -> int:
+    """The number of components of its vectors."""
+    ids, mask = jnp.zeros((2, 8), jnp.int32), jnp.ones((2, 8), bool)
+    try:
+        result = jax.eval_shape(encode, params, ids, mask)
+    except Exception as error:
+        raise EncoderError(f"{what} raised {_brief(error)}{_where(error)}") from error
+    shape = getattr(result, "shape", None)
+    if shape is None:
+        raise EncoderError(f"{what} gives a {type(result).__name__}, wanted one array")
+    if len(shape) != 2 or shape[0] != 2:
+        raise EncoderError(
+            f"{what} gives {list(shape)} for ids of [2, 8], wanted [batch, dim]: is it pooled?"
+        )
+    return int(shape[1])
+
+
+def _where(error: Exception) -> str:
+    """The last place in the traceback that is not in a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def source_digest(spec: str) -> str:

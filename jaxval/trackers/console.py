@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
@@ -82,7 +83,7 @@ class Console:
             self._print(
                 f"best on {dataset}: step {leader.checkpoint.step}, {self._decisive}"
                 f" {self._value(leader):.4f}{_within(leader, self._decisive)}"
-                f"  ({leader.checkpoint.path})"
+                f"  ({leader.checkpoint.path}{_gone(leader)})"
             )
 
     def _value(self, validation: Validation) -> float:
@@ -100,6 +101,15 @@ def _cell(validation: Validation, leader: Validation | None, name: str) -> str:
     luck = standing.p_values.get(name, 1.0) if standing else 1.0
     mark = _SIGNIFICANT if luck < _LEVEL else ""
     return f"{value:.4f} {value - leader.measures[name]:+.4f}{mark}"
+
+
+def _gone(validation: Validation) -> str:
+    path = str(validation.checkpoint.path)
+    return (
+        ""
+        if "://" in path or Path(path).exists()
+        else ", deleted by its trainer: --keep_best keeps such"
+    )
 
 
 def _within(validation: Validation, name: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from jaxval.records import Failure, Validation
 
@@ -30,13 +33,14 @@ class TensorBoard:
             self.record(validation)
 
     def record(self, validation: Validation) -> None:
-        """Adds a point to each measure's curve; it is on disk within a second or two."""
+        """Adds a point to each measure's curve; it is on disk on return."""
         writer = self._writer(validation)
         step = validation.checkpoint.step
         for name, mean in validation.measures.items():
             # A tag may not hold @ or parentheses: RR@10 is tagged RR_10, and shown as RR@10.
-            writer.add_scalar(name, mean, step, display_name=name)
-        writer.add_scalar("passages_per_second", validation.rate, step)
+            _add(writer, name, mean, step)
+        _add(writer, "passages_per_second", validation.rate, step)
+        writer.flush()
 
     def fail(self, failure: Failure) -> None:
         """A failure has no point on a curve."""
@@ -49,8 +53,12 @@ class TensorBoard:
     def _writer(self, validation: Validation) -> Any:
         if validation.series not in self._writers:
             folder = self._directory / validation.dataset / validation.series[:8]
-            # A queue without end: a full disk ends the thread that empties it.
-            self._writers[validation.series] = SummaryWriter(
-                str(folder), max_queue=0, flush_secs=1
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            # Not SummaryWriter: its thread dies of a full disk, and then keeps us waiting.
+            self._writers[validation.series] = EventsWriter(str(folder / "events"))
         return self._writers[validation.series]
+
+
+def _add(writer: Any, name: str, value: float, step: int) -> None:
+    summary = scalar(name, value, display_name=name)
+    writer.write_event(Event(step=step, wall_time=time.time(), summary=summary))

@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def test_a_regular_trainer_s_steps_are_all_claimed(first, every, before, missed)
 @given(st.sets(STEPS, min_size=2), STEPS)
 def test_nothing_is_claimed_without_a_regular_distance(known, following):
     steps = sorted(known)
-    distances = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    distances = [b - a for a, b in itertools.pairwise(steps)]
     if len(set(distances)) == len(distances):
         assert unseen(known, following) == []
 
