@@ -71,9 +71,9 @@ _RETRY_FAILED = flags.DEFINE_bool(
 _DATASET = flags.DEFINE_multi_string(
     "dataset",
     [],
-    "Required. A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv and"
-    " their like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a folder's."
-    " May be repeated; sets that share a corpus have it encoded once.",
+    "Required. A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv"
+    " and their like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a"
+    " folder's. May be repeated; sets that share a corpus have it encoded once.",
 )
 _MEASURES = flags.DEFINE_string(
     "measures",

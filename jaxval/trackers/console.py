@@ -105,11 +105,8 @@ def _cell(validation: Validation, leader: Validation | None, name: str) -> str:
 
 def _gone(validation: Validation) -> str:
     path = str(validation.checkpoint.path)
-    return (
-        ""
-        if "://" in path or Path(path).exists()
-        else ", deleted by its trainer: --keep_best keeps such"
-    )
+    there = "://" in path or Path(path).exists()
+    return "" if there else ", deleted by its trainer; see --keep_best"
 
 
 def _within(validation: Validation, name: str) -> str:
