@@ -44,6 +44,8 @@ clean:
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'jaxval needs Python 3.11 to 3.13: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@test ! -e $(VENV) || test -n '$(wildcard $(VENV)/.made-*)' || \
+	  { echo '$(VENV) was not made by make: move it away, or make VENV=.venv-jaxval ...' >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	touch $@

@@ -42,7 +42,8 @@ def test_a_row_a_checkpoint_with_its_change_against_the_best_so_far():
         "      10* dev          0.2500            0.5000                   750      3.5",
         "      20* dev          0.5000 +0.2500    0.2500 -0.2500           750      3.5",
         "      30  dev          0.3750 -0.1250    0.6250 +0.3750           750      3.5",
-        "best on dev: step 20, RR@10 0.5000  (/run/20, deleted by its trainer; see --keep_best)",
+        "best on dev: step 20, RR@10 0.5000"
+        "  (/run/20, deleted by its trainer; see --keep_best)",
     ]
 
 
