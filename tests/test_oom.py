@@ -56,7 +56,7 @@ def test_the_batch_is_halved_until_it_fits_and_for_the_whole_run(run, monkeypatc
 
 
 def test_too_little_for_anything_is_one_line_and_status_2_and_keeps_the_pins(run, monkeypatch):
-    monkeypatch.setenv(ROOM, "10")
+    monkeypatch.setenv(ROOM, "20")  # the factory is tried with 16
     status, _, err = run.finish(batch_tokens=256)
     assert status == 2
     (fault,) = [line for line in err.splitlines() if line.startswith("jaxval: ")]

@@ -142,6 +142,8 @@ def _existing(spec: str, value: str) -> Path:
     path = Path(os.path.expanduser(value))  # noqa: PTH111 (Path's raises on an unknown user)
     if not value or not path.exists():
         remedy = f"check the path, the spelling is {_SPELLING}"
+        if unknown := re.search(r"(?:^|,)(\w+)=", value):
+            remedy = f"{unknown[1]}= is none of {', '.join(f'{role}=' for role in _ROLES)}"
         raise UserError(f"--dataset={spec}: there is no {value or 'path'!r}: {remedy}")
     return path
 

@@ -29,6 +29,7 @@ _ENDINGS = ", ".join(f".{ending}" for ending in _JSON + _TSV)
 # JSON can spell half a surrogate pair, which no tokenizer takes.
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _BLOCK = 1 << 20
+_GZIP = b"\x1f\x8b"
 
 
 def read_texts(source: Path) -> Iterator[Text]:
@@ -112,7 +113,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except UnicodeDecodeError as error:
         what = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
-        raise DataError(f"{path}:{number}: {what}: save the file as UTF-8") from error
+        zipped = number == 1 and error.object.startswith(_GZIP)
+        remedy = "it is gzip, name it .gz" if zipped else "save the file as UTF-8"
+        raise DataError(f"{path}:{number}: {what}: {remedy}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         what = f"cut short or not gzip ({error})"
         remedy = "copy or compress it again, or drop .gz from its name"

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -194,6 +195,12 @@ def source_digest(spec: str) -> str:
 
 
 def _import(spec: str, name: str) -> Any:
+    if name.endswith(".py") or "/" in name:
+        module = Path(name).stem
+        raise EncoderError(
+            f"--encoder={spec} names a file: name the module, as in {module}:factory, and"
+            " start in the directory that holds it"
+        )
     here = os.getcwd()  # noqa: PTH109  sys.path holds strings
     if here not in sys.path:
         sys.path.insert(0, here)

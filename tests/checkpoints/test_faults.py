@@ -55,10 +55,7 @@ def damaged(directory, cuts):
 
 DELETED = {"deleted": lambda content: None}
 HALVED = {"halved": lambda content: content[: len(content) // 2]}
-CUT = {
-    **HALVED,
-    "one byte short": lambda content: content[:-1],
-}
+CUT = {**HALVED, "one byte short": lambda content: content[:-1]}
 
 
 def unnoticed(directory, right, cuts):
@@ -67,12 +64,11 @@ def unnoticed(directory, right, cuts):
     for parts, damage in damaged(directory, cuts):
         try:
             restored = restore(checkpoint, wanted(right))
-        except REASONS as reason:
-            assert "checkpoint " in str(reason), (parts, damage)
-        else:
-            same = jax.tree.map(np.array_equal, restored.params, right)
-            assert jax.tree.all(same), f"{'/'.join(parts)} {damage}: wrong values"
-            passed.add((parts, damage))
+        except REASONS:
+            continue
+        same = jax.tree.map(np.array_equal, restored.params, right)
+        assert jax.tree.all(same), f"{'/'.join(parts)} {damage}: wrong values"
+        passed.add((parts, damage))
     return passed
 
 

@@ -195,3 +195,8 @@ def test_a_query_id_twice_is_named_at_both_places(tmp_path):
     expected = f"{files.queries}:3: query '1' stands at {files.queries}:1 too: keep one of them"
     with pytest.raises(DataError, match=re.escape(expected)):
         datasets.load_queries(files)
+
+
+def test_an_unknown_key_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"qrel= is none of corpus=, queries=, qrels="):
+        datasets.parse(f"dev:{tmp_path},qrel=/x")

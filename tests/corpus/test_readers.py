@@ -307,3 +307,9 @@ def test_bad_templates_are_named(template, what):
     assert str(caught.value).startswith(
         f"--passage_template={template!r}: {what}: use {{text}}"
     )
+
+
+def test_gzip_without_its_ending_is_told(tmp_path):
+    (tmp_path / "corpus.jsonl").write_bytes(gzip.compress(b'{"_id": "1", "text": "a"}'))
+    with pytest.raises(DataError, match=r"corpus.jsonl:1: .*it is gzip, name it .gz"):
+        list(readers.read_texts(tmp_path / "corpus.jsonl"))

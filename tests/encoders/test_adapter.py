@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxval.encoders import adapter
 from jaxval.encoders.adapter import FunctionEncoder, from_linen, load_factory
 from jaxval.errors import EncoderError
 
@@ -87,6 +88,7 @@ def test_an_encoder_can_be_the_key_of_a_cache():
 
 
 MODULE = """
+from jaxval.encoders import adapter
 from jaxval.encoders.adapter import FunctionEncoder
 number = 3
 def good():
@@ -134,3 +136,40 @@ def test_each_fault_is_one_line_with_a_remedy(here, spec, message):
         load_factory(spec)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_instead_of_a_module_is_told_the_spelling():
+    with pytest.raises(EncoderError, match=r"name the module, as in retriever:factory"):
+        adapter.load_factory("/code/retriever.py:factory")
+
+
+def traced(function, *, passages=None):
+    shapes = {"w": jax.ShapeDtypeStruct((4,), "float32")}
+    return adapter.FunctionEncoder(function, passages or function, lambda: shapes)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda params, ids, mask: params["w"] * ids[..., None], r"\[2, 8, 4\].*is it pooled"),
+        (lambda params, ids, mask: (params["w"], mask), "gives a tuple, wanted one array"),
+        (
+            lambda params, ids, mask: params["nothing"],
+            r"raised KeyError: 'nothing' \(.*py:\d+\)",
+        ),
+    ],
+)
+def test_what_an_encoder_gives_is_checked_before_anything_is_encoded(function, said):
+    with pytest.raises(EncoderError, match=said):
+        adapter.check(traced(function), "--encoder=x:y")
+
+
+def test_towers_of_different_widths_cannot_be_compared():
+    def wide(params, ids, mask):
+        return jnp.zeros((ids.shape[0], 8))
+
+    def narrow(params, ids, mask):
+        return jnp.zeros((ids.shape[0], 4))
+
+    with pytest.raises(EncoderError, match="8 components and passages 4"):
+        adapter.check(traced(wide, passages=narrow), "--encoder=x:y")
