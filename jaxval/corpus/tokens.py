@@ -254,7 +254,7 @@ def _tokenize(
         for block in _blocks(texts, _BLOCK):
             rendered = [render(text, recipe.template, recipe.prefix) for text in block]
             tokens = tokenizer.encode(rendered, recipe.max_len)
-            np.fromiter(itertools.chain.from_iterable(tokens), dtype).tofile(ragged)
+            ragged.write(np.fromiter(itertools.chain.from_iterable(tokens), dtype).data)
             lengths.append(np.array([len(row) for row in tokens], np.int64))
             hashes.append(_hashes([text.id for text in block]))
             end = ids.write([text.id.encode() for text in block], end)
@@ -283,7 +283,7 @@ class _IdFiles:
         """Appends a block; returns where the ids end now."""
         ends = end + np.cumsum([len(id_) for id_ in ids])
         self._ids.write(b"".join(ids))
-        ends.astype(np.int64).tofile(self._ends)
+        self._ends.write(ends.astype(np.int64).data)
         return int(ends[-1])
 
 
@@ -299,7 +299,8 @@ def _hashes(ids: Sequence[str]) -> np.ndarray:
 
 
 def _check_unique(hashes: np.ndarray, path: Path, places: Callable[[str], list[str]]) -> None:
-    hashes.tofile(path / "hashes.bin")
+    # Never by ndarray.tofile: it says nothing of a full disk.
+    (path / "hashes.bin").write_bytes(hashes.data)
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     if len(same) == 0:
@@ -357,8 +358,8 @@ def _scatter(
     """Copies the ragged tokens into one padded matrix a width; returns their heights."""
     bucket_of = np.searchsorted(widths, lengths)
     order = np.argsort(bucket_of, kind="stable")
-    order.astype(np.int64).tofile(path / "rows.bin")
-    lengths[order].astype(np.uint16).tofile(path / "lengths.bin")
+    (path / "rows.bin").write_bytes(order.astype(np.int64).data)
+    (path / "lengths.bin").write_bytes(lengths[order].astype(np.uint16).data)
     with (path / "ragged.bin").open("rb") as ragged:
         files = [(path / f"tokens-{width}.bin").open("wb") for width in widths]
         for start in range(0, len(lengths), _BLOCK):
@@ -366,9 +367,8 @@ def _scatter(
             flat = np.fromfile(ragged, dtype, int(block.sum()))
             for index in np.unique(bucket_of[start : start + _BLOCK]):
                 chosen = bucket_of[start : start + _BLOCK] == index
-                _pad(flat[np.repeat(chosen, block)], block[chosen], widths[index], pad).tofile(
-                    files[index]
-                )
+                taken = flat[np.repeat(chosen, block)]
+                files[index].write(_pad(taken, block[chosen], widths[index], pad).data)
         for file in files:
             file.close()
     return [int(count) for count in np.bincount(bucket_of, minlength=len(widths))]

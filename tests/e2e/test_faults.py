@@ -1,5 +1,6 @@
 """Faults with real damage: real processes, real files, and what the user is told."""
 
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxval import signals
-from jaxval.records import Checkpoint, Validation
+from jaxval.corpus import tokens
+from jaxval.corpus.tokens import Recipe
+from jaxval.errors import DataError
+from jaxval.records import Checkpoint, Text, Validation
 from jaxval.trackers.tensorboard import TensorBoard
 from tests.e2e import world
 from tests.e2e.test_main import ROOT, Run
@@ -365,7 +369,7 @@ def fill(disk, leave):
     ballast = disk / "ballast"
     with ballast.open("wb") as file:
         free = shutil.disk_usage(disk).free
-        file.write(bytes(free - leave * 2**20))
+        file.write(bytes(free - int(leave * 2**20)))
     return ballast
 
 
@@ -400,6 +404,37 @@ def test_on_a_full_disk_it_waits_and_goes_on_when_there_is_room(place, launched,
     place.check(1, 2, 4)
     assert {step: reason for step, (reason, _) in place.failures().items()} == {3: "corrupt"}
     assert not list(place.output.rglob("*.tmp"))
+
+
+def test_a_disk_that_fills_up_while_it_tokenizes_leaves_nothing_half_written(
+    small_disk, tiny_tokenizer, silent
+):
+    """A page of memory more each time, so that another file is the first without room."""
+    texts = [Text(f"d{row}", (4 + row % 26,) * (row % 40)) for row in range(1000)]
+    recipe = Recipe("{title} {text}", "", 64)
+
+    def build():
+        return tokens.open_or_build(
+            small_disk / "tokens", texts, "o", tiny_tokenizer, recipe, places=str, bar=silent
+        )
+
+    refused = 0
+    for pages in itertools.count():
+        ballast = fill(small_disk, leave=pages * 4096 / 2**20)
+        try:
+            store = build()
+            break
+        except (DataError, OSError):
+            refused += 1
+            assert not list((small_disk / "tokens").glob("*"))
+        finally:
+            ballast.unlink()
+    assert refused > 3
+    for bucket in store.buckets:
+        of_bucket = slice(bucket.start, bucket.start + bucket.count)
+        for row, ids in zip(store.rows[of_bucket], store.matrix(bucket), strict=True):
+            wanted = [2, *texts[row].text, 3]
+            assert ids[: len(wanted)].tolist() == wanted
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

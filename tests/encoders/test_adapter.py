@@ -151,7 +151,10 @@ def traced(function, *, passages=None):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda params, ids, mask: params["w"][None, None] * ids[..., None], r"\[2, 8, 4\].*is it pooled"),
+        (
+            lambda params, ids, mask: params["w"][None, None] * ids[..., None],
+            r"\[2, 8, 4\].*is it pooled",
+        ),
         (lambda params, ids, mask: (params["w"], mask), "gives a tuple, wanted one array"),
         (
             lambda params, ids, mask: params["nothing"],
