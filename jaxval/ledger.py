@@ -84,8 +84,9 @@ class Ledger:
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate()
         except sqlite3.DatabaseError as error:
+            remedy = "make room" if "full" in str(error) else "move it away"
             raise UserError(
-                f"{path} cannot be used as a ledger ({error}): move it away, or choose another"
+                f"{path} cannot be used as a ledger ({error}): {remedy}, or choose another"
                 " --output_dir"
             ) from error
 

@@ -109,7 +109,7 @@ def validate(
     """
     watch = Stopwatch({"restore": restored.seconds})
     with watch("restore"):
-        params = place(restored.params, bench.devices)
+        params = _placed(restored, bench)
     for round_ in bench.rounds:
         sets = [judged for judged in round_.sets if judged.series in wanted]
         if sets:
@@ -119,6 +119,18 @@ def validate(
             )
             for judged, found in zip(sets, _split(hits, sets), strict=True):
                 yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
+
+
+def _placed(restored: Restored, bench: Bench) -> Params:
+    try:
+        return place(restored.params, bench.devices)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the parameters do not fit into the device's memory: choose another by --devices,"
+            " or --dtype=bfloat16"
+        ) from error
 
 
 def _search_in_memory(checkpoint: Checkpoint, bench: Bench, *rest: Any, **named: Any) -> Hits:
