@@ -6,18 +6,18 @@ import pytest
 from jaxval import devices
 from jaxval.errors import UserError
 
-SHARE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.75"}
+ALWAYS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.75", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 @pytest.mark.parametrize(
     ("flag", "wanted"),
     [
-        ("", SHARE),
-        ("cpu", SHARE | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}),
-        ("tpu", SHARE | {"JAX_PLATFORMS": "tpu"}),
-        ("gpu", SHARE | {"JAX_PLATFORMS": "cuda"}),
-        ("gpu:1", SHARE | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "1"}),
-        ("gpu:3, gpu:2", SHARE | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "3,2"}),
+        ("", ALWAYS),
+        ("cpu", ALWAYS | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}),
+        ("tpu", ALWAYS | {"JAX_PLATFORMS": "tpu"}),
+        ("gpu", ALWAYS | {"JAX_PLATFORMS": "cuda"}),
+        ("gpu:1", ALWAYS | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "1"}),
+        ("gpu:3, gpu:2", ALWAYS | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "3,2"}),
     ],
 )
 def test_what_is_set_where_nothing_is(flag, wanted):
@@ -37,9 +37,15 @@ def test_a_gpu_beyond_those_that_are_visible():
         devices.environment("gpu:0,gpu:2", {"CUDA_VISIBLE_DEVICES": "4,6"})
 
 
-def test_the_users_share_of_memory_wins():
-    current = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".3"}
+@pytest.mark.parametrize("name", ["XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"])
+def test_the_users_own_settings_win(name):
+    current = {name: ".3", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
     assert devices.environment("", current) == {}
+
+
+def test_no_gpu_is_taken_where_none_is_visible():
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=\(empty\) leaves 0"):
+        devices.environment("gpu:1", {"CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_the_flag_wins_over_the_platform_of_the_environment():
