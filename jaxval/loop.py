@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from jaxval.checkpoints.ahead import Ahead
-from jaxval.checkpoints.best import BestCheckpoints
+from jaxval.checkpoints.best import BestCheckpoints, export_name
 from jaxval.checkpoints.gaps import unseen
 from jaxval.checkpoints.restore import Restored, restore
 from jaxval.config import Config
@@ -286,7 +286,7 @@ class Session:
     def _prune(self) -> None:
         ranking = self._ranking.get(self._select_by.series, [])
         if self._config.keep_best and ranking:
-            names = [validation.checkpoint.name for validation in ranking]
+            names = [export_name(validation.checkpoint) for validation in ranking]
             self._exports.keep(names, best=names[0])
 
     def _fits(self, restored: Restored) -> None:

@@ -524,14 +524,17 @@ def _best(place, rows):
 
     ranking = [row[0] for row in sorted(rows, key=lambda row: -row[4])]
     folder = place.output / "best"
-    kept = {path.name for path in folder.iterdir()} - {"best"}
+    kept = {path.name.rpartition("_")[2] for path in folder.iterdir()} - {"best"}
     pointer = (folder / "best").resolve()
     words = jax.ShapeDtypeStruct(world.table(0).shape, np.float32)
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(pointer, {"params": {"words": {"embedding": words}}})
     restored = np.asarray(tree["params"]["words"]["embedding"])
     return {
-        "best/best: the best step": (pointer.name, pointer.name == str(ranking[0])),
+        "best/best: the best step": (
+            pointer.name,
+            pointer.name.endswith(f"_{ranking[0]}"),
+        ),
         "best/best: restores to its step's parameters": (
             f"{restored.shape}",
             np.array_equal(restored, world.table(ranking[0])),

@@ -1,7 +1,7 @@
 """The best checkpoints, kept: their encoder's parameters alone, as Orbax checkpoints.
 
-BEST/<name> is what StandardCheckpointer restores on any topology; BEST/best is a link to
-the best of them.
+BEST/<commit_ns>_<name> is what StandardCheckpointer restores on any topology; BEST/best is a
+link to the best of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from jaxval.records import Checkpoint, Params
 _POINTER = "best"
 
 
+def export_name(checkpoint: Checkpoint) -> str:
+    """Its own, also where a step was saved again: then the worse one has the same step."""
+    return f"{checkpoint.commit_ns}_{checkpoint.name}"
+
+
 class BestCheckpoints:
     """The exports in one directory, which belongs to jaxval alone."""
 
@@ -24,14 +29,14 @@ class BestCheckpoints:
         self._directory = directory
 
     def export(self, checkpoint: Checkpoint, params: Params) -> None:
-        """Writes a checkpoint's parameters; one of the same name is replaced.
+        """Writes a checkpoint's parameters; what a killed run wrote of it is replaced.
 
         Args:
-          checkpoint: gives the name.
+          checkpoint: gives the name, by `export_name`.
           params: the encoder's tree, in host memory; saved as {"params": tree}.
         """
         with ocp.StandardCheckpointer() as checkpointer:
-            target = (self._directory / checkpoint.name).absolute()
+            target = (self._directory / export_name(checkpoint)).absolute()
             checkpointer.save(target, {"params": params}, force=True)
 
     def keep(self, names: Collection[str], best: str) -> None:
