@@ -204,13 +204,13 @@ class Ledger:
             self._db.executemany("DELETE FROM failure WHERE id = ?", found)
         return len(found)
 
-    def validations(self, series: Sequence[str] | None = None) -> list[Validation]:
-        """Every validation, or those of some series, in the order they were committed."""
+    def validations(self) -> list[Validation]:
+        """Every validation, in the order they were committed."""
         rows = self._rows(
             "SELECT validation.*, dataset FROM validation"
             " JOIN series ON series.digest = series ORDER BY id"
         )
-        return [self._read(row) for row in rows if series is None or row["series"] in series]
+        return [self._read(row) for row in rows]
 
     def failures(self) -> list[Failure]:
         """Every failure, in the order they were committed."""

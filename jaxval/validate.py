@@ -22,7 +22,7 @@ from jaxval.encode import Chunk, Tower, matrix, place
 from jaxval.errors import UserError
 from jaxval.measures import evaluate
 from jaxval.ranks import RowQrels
-from jaxval.records import Checkpoint, Hits, Params, Progress, Validation
+from jaxval.records import Checkpoint, Hits, Params, Progress, Searcher, Validation
 from jaxval.search import FaissSearcher
 
 _LOG = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _search(
     with watch("queries"):
         stores = [judged.queries for judged in sets]
         queries = [matrix(encode(bench.query_tower, s, "queries"), s.count) for s in stores]
-    searcher = FaissSearcher(np.concatenate(queries), bench.depth, bench.similarity)
+    searcher: Searcher = FaissSearcher(np.concatenate(queries), bench.depth, bench.similarity)
     chunks = encode(bench.passage_tower, corpus, "passages")
     while True:
         with watch("passages"):

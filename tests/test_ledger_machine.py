@@ -203,11 +203,6 @@ class LedgerMachine(RuleBasedStateMachine):
         killed.close()
         self.ledger = Ledger(self.path)
 
-    @rule(digests=st.lists(series, unique=True))
-    def validations_of(self, digests):
-        wanted = [shown(row) for row in self.validations if row.series in digests]
-        assert [shown(row) for row in self.ledger.validations(digests)] == wanted
-
     @invariant()
     def rows_are_the_models_in_its_order(self):
         assert list(map(shown, self.ledger.validations())) == list(map(shown, self.validations))
