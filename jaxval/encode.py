@@ -160,7 +160,7 @@ class _Collector:
 
 def default_batch_tokens(device: jax.Device) -> int:
     """Tokens a batch a device that keep its kind busy."""
-    return 4096 if device.platform == "cpu" else 65536
+    return 2048 if device.platform == "cpu" else 65536
 
 
 def matrix(chunks: Iterator[Chunk], count: int) -> np.ndarray:

@@ -163,7 +163,7 @@ _DEVICES = flags.DEFINE_string(
 _BATCH_TOKENS = flags.DEFINE_integer(
     "batch_tokens",
     None,
-    "Tokens a batch a device, padding included. None: 4096 on CPU, else 65536.",
+    "Tokens a batch a device, padding included. None: 2048 on CPU, else 65536.",
     lower_bound=1,
 )
 _OUTPUT_DIR = flags.DEFINE_string(

@@ -193,4 +193,4 @@ def test_half_precision_comes_out_as_float32(store, silent):
 
 
 def test_a_batch_for_a_cpu_is_small():
-    assert default_batch_tokens(jax.devices("cpu")[0]) == 4096
+    assert default_batch_tokens(jax.devices("cpu")[0]) == 2048
