@@ -206,7 +206,8 @@ def _ready(
     progress: Progress,
 ) -> tuple[TokenStore, JudgedSet, dict[str, Any]]:
     """A set's corpus and queries tokenized, its qrels in rows, its series named."""
-    corpus = _tokenize_corpus(files, config, encoding, progress)
+    origin = readers.digest(files.corpus)
+    corpus = _tokenize_corpus(files, origin, config, encoding, progress)
     stored = _tokenize_queries(files, queries, config, encoding, progress)
     rows = corpus.find(sorted({doc for grades in queries.qrels.values() for doc in grades}))
     _report(queries, stored, corpus, rows)
@@ -217,7 +218,7 @@ def _ready(
         )
     settings = {
         "dataset": files.name,
-        "corpus": readers.digest(files.corpus),
+        "corpus": origin,
         "queries": queries.digest,
         "tokenizer": encoding.tokenizer.digest,
         "passages": asdict(encoding.passages),
@@ -244,12 +245,12 @@ def _ready(
 
 
 def _tokenize_corpus(
-    files: DatasetFiles, config: Config, encoding: _Encoding, progress: Progress
+    files: DatasetFiles, origin: str, config: Config, encoding: _Encoding, progress: Progress
 ) -> TokenStore:
     return tokens.open_or_build(
         config.texts.token_dir,
         readers.read_texts(files.corpus),
-        readers.digest(files.corpus),
+        origin,
         encoding.tokenizer,
         encoding.passages,
         places=lambda id_: readers.places(files.corpus, id_),

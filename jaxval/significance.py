@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+LEVEL = 0.05
+"""Below this p-value a difference is called significant."""
+
 _SEED = 20070911
 _BOOTSTRAPS = 1999
 _FLIPS = 9999

@@ -12,11 +12,11 @@ from typing import TextIO
 from tqdm import tqdm
 
 from jaxval.records import Bar, Failure, Validation
+from jaxval.significance import LEVEL
 
 _LOG = logging.getLogger(__name__)
 _QUIET_SECONDS = 3.0
 _SIGNIFICANT = "†"
-_LEVEL = 0.05
 
 
 class Console:
@@ -47,7 +47,7 @@ class Console:
         """Prints the head, and what this run goes on from."""
         self._print(
             f"  * best so far by {self._decisive}; {_SIGNIFICANT} significantly different from"
-            " the best so far (p < 0.05)"
+            f" the best so far (p < {LEVEL})"
         )
         self._print(
             "    step  set          "
@@ -99,7 +99,7 @@ def _cell(validation: Validation, leader: Validation | None, name: str) -> str:
         return f"{value:.4f}"
     standing = validation.standing
     luck = standing.p_values.get(name, 1.0) if standing else 1.0
-    mark = _SIGNIFICANT if luck < _LEVEL else ""
+    mark = _SIGNIFICANT if luck < LEVEL else ""
     return f"{value:.4f} {value - leader.measures[name]:+.4f}{mark}"
 
 

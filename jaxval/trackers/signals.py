@@ -9,9 +9,7 @@ import numpy as np
 
 from jaxval import signals
 from jaxval.records import Failure, SelectBy, Validation
-from jaxval.significance import p_value
-
-_LEVEL = 0.05
+from jaxval.significance import LEVEL, p_value
 
 
 class SignalFile:
@@ -70,7 +68,7 @@ class SignalFile:
         small steps upwards add up to a gain."""
         self._idle += 1
         if self._anchor is None or (
-            values.mean() > self._anchor.mean() and p_value(values, self._anchor) < _LEVEL
+            values.mean() > self._anchor.mean() and p_value(values, self._anchor) < LEVEL
         ):
             self._anchor, self._idle = values, 0
 
