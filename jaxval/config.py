@@ -106,9 +106,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class Search:
-    """Attributes: similarity is `dot` or `cosine`; depth is hits a query."""
+    """Attributes: similarity is `dot` or `cosine`, index_dtype one of search.DTYPES; depth
+    is hits a query."""
 
     similarity: str
+    index_dtype: str
     depth: int
     measures: tuple[str, ...]
 

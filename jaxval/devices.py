@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxval.errors import UserError
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 _JAX_SHARE = "0.75"
 """The share of a GPU's memory that JAX may take; the rest is for FAISS."""
 _SHARES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+
+_CPU_DEVICES = "2"
+"""One's matrix products run beside what the other does on one core (benchmarks/NOTES.md)."""
 
 _FORM = re.compile(r"(cpu|gpu|tpu)(?::(\d+))?")
 
@@ -36,6 +40,9 @@ def environment(devices: str, current: Mapping[str, str]) -> dict[str, str]:
         chosen[_SHARES[0]] = _JAX_SHARE
     if "CUDA_DEVICE_ORDER" not in current:
         chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # gpu:1 is then nvidia-smi's GPU 1
+    counted = "host_platform_device_count" in current.get("XLA_FLAGS", "")
+    if not counted and "JAX_NUM_CPU_DEVICES" not in current:
+        chosen["JAX_NUM_CPU_DEVICES"] = _CPU_DEVICES
     if platform:
         chosen["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
     if platform == "cpu":
@@ -91,6 +98,13 @@ def open_devices(devices: str) -> list[jax.Device]:
         ) from error
 
 
-def apply(devices: str) -> None:
-    """Sets the variables in this process."""
+def apply(devices: str, compiled: Path) -> None:
+    """Sets the variables in this process.
+
+    Args:
+      devices: as for `environment`.
+      compiled: where JAX keeps what it compiles, so that a restart compiles nothing.
+    """
     os.environ.update(environment(devices, os.environ))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

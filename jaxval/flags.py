@@ -86,6 +86,13 @@ _DEPTH = flags.DEFINE_integer(
 _SIMILARITY = flags.DEFINE_enum(
     "similarity", "dot", ["dot", "cosine"], "How a query and a passage are compared."
 )
+_INDEX_DTYPE = flags.DEFINE_enum(
+    "index_dtype",
+    "float32",
+    ["float32", "float16"],
+    "What vectors are rounded to before they are compared. float16 halves what a GPU reads in"
+    " the search; close scores may then change places.",
+)
 _MODEL = flags.DEFINE_string(
     "model",
     "",
@@ -163,7 +170,7 @@ _DEVICES = flags.DEFINE_string(
 _BATCH_TOKENS = flags.DEFINE_integer(
     "batch_tokens",
     None,
-    "Tokens a batch a device, padding included. None: 2048 on CPU, else 65536.",
+    "Tokens a batch a device, padding included. None: 1024 on CPU, else 65536.",
     lower_bound=1,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -210,7 +217,7 @@ TOPICS: Topics = {
         _MAX_PINNED_GIB,
         _HOST_CHECKPOINTS,
     ),
-    "What they are put to": (_DATASET, _MEASURES, _DEPTH, _SIMILARITY),
+    "What they are put to": (_DATASET, _MEASURES, _DEPTH, _SIMILARITY, _INDEX_DTYPE),
     "The encoder": (
         _MODEL,
         _ENCODER,
@@ -279,7 +286,10 @@ def config() -> Config:
             token_dir=Path(_TOKEN_DIR.value or output_dir / "tokens"),
         ),
         search=Search(
-            similarity=_SIMILARITY.value, depth=_DEPTH.value, measures=_split(_MEASURES.value)
+            similarity=_SIMILARITY.value,
+            index_dtype=_INDEX_DTYPE.value,
+            depth=_DEPTH.value,
+            measures=_split(_MEASURES.value),
         ),
         batch_tokens=_BATCH_TOKENS.value,
         output_dir=output_dir,

@@ -13,7 +13,7 @@ from jaxval.config import Watching
 def main() -> int:
     """Flags -> Config -> the loop."""
     config = flags.config()
-    devices.apply(flags.devices())
+    devices.apply(flags.devices(), config.output_dir / "compiled")
     with lock.hold(config.output_dir):
         # Before JAX is imported: in those seconds a trainer may delete a checkpoint.
         watcher = _watcher(config.watching)

@@ -22,6 +22,7 @@ from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.encode import Tower, default_batch_tokens
 from jaxval.encoders import adapter, folder
+from jaxval.encoders.attention import Attend, fastest, plain
 from jaxval.errors import DataError, EncoderError, UserError
 from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy
 from jaxval.validate import Bench, JudgedSet, Round
@@ -73,9 +74,14 @@ class _Traits:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """The encoder and how its texts become tokens; `identity` is what a series keeps of it."""
+    """The encoder and how its texts become tokens.
 
-    encoder: Encoder
+    Attributes:
+      build: makes the encoder, of attention that suits the device.
+      identity: what a series keeps of it.
+    """
+
+    build: Callable[[Attend], Encoder]
     tokenizer: Tokenizer
     passages: Recipe
     queries: Recipe
@@ -97,7 +103,8 @@ def prepare(
     judged = [
         _ready(files, queries, config, encoding, parsed, progress) for files, queries in sets
     ]
-    encoder, devices = encoding.encoder, open_devices()
+    devices = open_devices()
+    encoder = encoding.build(fastest(devices[0]))
     batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
     bench = Bench(
         abstract_params=_held(encoder, config.model),
@@ -107,6 +114,7 @@ def prepare(
         devices=tuple(devices),
         params_path=config.model.params_path,
         similarity=search.similarity,
+        index_dtype=search.index_dtype,
         depth=search.depth,
         measures=tuple(parsed),
     )
@@ -130,13 +138,13 @@ def _select_by(text: str | None, bench: Bench) -> SelectBy:
 def _encoding(config: Config) -> _Encoding:
     texts, model = config.texts, config.model
     readers.check_template(texts.passage_template)
-    encoder, identity, traits = _encoder(model)
+    build, identity, traits = _encoder(model)
     passage_len = texts.passage_max_len or traits.usual or _PASSAGE_LEN
     query_len = texts.query_max_len or traits.usual or _QUERY_LEN
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
     traits.check(made, passage_len=passage_len, query_len=query_len)
     return _Encoding(
-        encoder=encoder,
+        build=build,
         tokenizer=made,
         passages=Recipe(texts.passage_template, texts.passage_prefix, passage_len),
         queries=Recipe("{text}", texts.query_prefix, query_len),
@@ -158,8 +166,8 @@ def _held(encoder: Encoder, model: Model) -> Params:
     return jax.tree.map(cast, tree)
 
 
-def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Traits]:
-    """The encoder, what identifies it, and what it asks of its texts."""
+def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any], _Traits]:
+    """What makes the encoder, what identifies it, and what it asks of its texts."""
     if model.factory:
         encoder = adapter.load_factory(model.factory)
         adapter.check(encoder, f"--encoder={model.factory}")
@@ -172,15 +180,20 @@ def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Traits]:
             "source": source,
             "shapes": _digest(shapes),
         }
-        return encoder, identity, _Traits()
+        return lambda attend: encoder, identity, _Traits()
     read = folder.read(model.folder or "")
-    encoder = folder.build(
-        read,
-        dtype=model.dtype,
-        pooling=model.pooling,
-        normalize=model.normalize,
-        dim=model.dim,
-    )
+
+    def build(attend: Attend) -> Encoder:
+        return folder.build(
+            read,
+            dtype=model.dtype,
+            pooling=model.pooling,
+            normalize=model.normalize,
+            dim=model.dim,
+            attend=attend,
+        )
+
+    build(plain)  # Whatever does not fit fails here, before a device is opened.
     identity = {
         "model": read.digest,
         "pooling": model.pooling or read.pooling,
@@ -194,7 +207,7 @@ def _encoder(model: Model) -> tuple[Encoder, dict[str, Any], _Traits]:
         positions=config.max_position_embeddings,
         vocabulary=config.vocab_size,
     )
-    return encoder, identity, traits
+    return build, identity, traits
 
 
 def _ready(
@@ -225,6 +238,7 @@ def _ready(
         "query texts": asdict(encoding.queries),
         "encoder": encoding.identity,
         "similarity": config.search.similarity,
+        "index_dtype": config.search.index_dtype,
         "depth": config.search.depth,
         "measures": sorted(map(str, measures)),
     }

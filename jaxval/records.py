@@ -212,6 +212,7 @@ class Validation:
       queries: how many were judged.
       per_query: measure name -> [queries] float64, in the order of the set's queries.
       seconds: stage -> wall-clock seconds: restore, queries, passages, search, measures.
+        Of a search only those that encoding did not hide.
       standing: None until it is compared.
     """
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import faiss
 import numpy as np
 
-from jaxval.records import Hits
+from jaxval.records import Hits, Searcher
 
 _BLOCK = 64
 _GPU_MOST = 2048  # hits a query that FAISS can select on a GPU
+
+
+Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""(queries [queries, dim], vectors [n, dim], k) -> scores float32 and positions int64,
+[queries, k], best first; both inputs float32 or both float16."""
+
+DTYPES = ("float32", "float16")
 
 
 class FaissSearcher:
@@ -23,10 +32,24 @@ class FaissSearcher:
       queries: [queries, dim] float32.
       depth: hits a query; a corpus of fewer passages gives fewer.
       similarity: `dot` or `cosine`.
+      dtype: what vectors are rounded to before they are compared, one of DTYPES. Products
+        are added up in float32.
+      knns: each takes an equal part of every chunk, at the same time; None for all GPUs
+        that FAISS can use, else the CPU.
     """
 
-    def __init__(self, queries: np.ndarray, depth: int, similarity: str):
+    def __init__(
+        self,
+        queries: np.ndarray,
+        depth: int,
+        similarity: str,
+        *,
+        dtype: str = "float32",
+        knns: Sequence[Knn] | None = None,
+    ):
         self._cosine = similarity == "cosine"
+        self._dtype = np.dtype(dtype)
+        self._knns = _all_gpus() or [_on_cpu] if knns is None else knns
         self._queries = self._prepared(queries)
         self._depth = depth
         self._scores = np.empty((len(queries), 0), np.float32)
@@ -34,26 +57,73 @@ class FaissSearcher:
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
         """Searches a chunk: vectors [n, dim] float32, their rows [n] int64."""
-        scores, found = _top(self._queries, self._prepared(vectors), rows, self._depth)
-        scores = np.concatenate([self._scores, scores], axis=1)
-        all_rows = np.concatenate([self._rows, rows[found]], axis=1)
+        found = [(self._scores, self._rows), *self._search(self._prepared(vectors), rows)]
+        scores, all_rows = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         self._scores, self._rows = _keep(scores, all_rows, self._depth)
 
     def hits(self) -> Hits:
         """The best of all chunks so far."""
         return Hits(*_in_order(self._scores, self._rows))
 
+    def _search(
+        self, vectors: np.ndarray, rows: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best of each part."""
+
+        def search(part: np.ndarray, knn: Knn) -> tuple[np.ndarray, np.ndarray]:
+            here = slice(part[0], part[-1] + 1)
+            scores, at = _top(knn, self._queries, vectors[here], rows[here], self._depth)
+            return scores, rows[here][at]
+
+        parts = [
+            each for each in np.array_split(np.arange(len(rows)), len(self._knns)) if len(each)
+        ]
+        with ThreadPoolExecutor(len(self._knns)) as pool:
+            return list(pool.map(search, parts, self._knns))
+
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
         if self._cosine:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norms, 1e-12)
-        return vectors
+        return vectors.astype(self._dtype, copy=False)
 
 
-def gpus() -> int:
-    """How many GPUs FAISS can use; 0 with its CPU build."""
-    return int(getattr(faiss, "get_num_gpus", lambda: 0)())
+class Beside:
+    """A Searcher that searches a chunk while its caller makes the next one.
+
+    Leave it as a context, so that no search goes on behind its back. At most one chunk
+    waits: who brings another one waits too.
+    """
+
+    def __init__(self, searcher: Searcher):
+        self._searcher = searcher
+        self._thread = ThreadPoolExecutor(1)
+        self._search: Future[None] | None = None
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        """Begins with this chunk, once the one before it has been searched.
+
+        Raises:
+          Exception: what the search of that one raised.
+        """
+        self._wait()
+        self._search = self._thread.submit(self._searcher.add, vectors, rows)
+
+    def hits(self) -> Hits:
+        """The best of all chunks; raises as `add` does."""
+        self._wait()
+        return self._searcher.hits()
+
+    def _wait(self) -> None:
+        if self._search is not None:
+            self._search.result()
 
 
 def _keep(scores: np.ndarray, rows: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +145,7 @@ def _in_order(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _top(
-    queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, depth: int
+    knn: Knn, queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and positions of the best `depth`; in no order among equals.
 
@@ -83,13 +153,14 @@ def _top(
     more, and the queries for which that one scores as the last does are searched again.
     """
     # FAISS fills up with -1 beyond the chunk's size: never ask for more than there is.
-    scores, found = _knn(queries, vectors, min(depth + 1, len(vectors)))
+    scores, found = knn(queries, vectors, min(depth + 1, len(vectors)))
     if found.shape[1] <= depth:
         return scores, found
     tied = np.flatnonzero(scores[:, depth - 1] == scores[:, depth])
     for start in range(0, len(tied), _BLOCK):
         block = tied[start : start + _BLOCK]
-        for query, exact in zip(block, queries[block] @ vectors.T, strict=True):
+        exact_scores = queries[block].astype(np.float32) @ vectors.T.astype(np.float32)
+        for query, exact in zip(block, exact_scores, strict=True):
             best = _first_of_equals(exact, rows, depth)
             scores[query, :depth], found[query, :depth] = exact[best], best
     return scores[:, :depth], found[:, :depth]
@@ -103,14 +174,25 @@ def _first_of_equals(scores: np.ndarray, rows: np.ndarray, depth: int) -> np.nda
     return np.concatenate([above, equal[np.argpartition(rows[equal], missing - 1)[:missing]]])
 
 
-def _knn(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    if gpus() and k <= _GPU_MOST:
-        return faiss.knn_gpu(
-            _gpu_resources(), queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT
-        )
+def _on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    queries, vectors = (each.astype(np.float32, copy=False) for each in (queries, vectors))
     return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 @functools.cache
-def _gpu_resources() -> Any:
-    return faiss.StandardGpuResources()
+def _all_gpus() -> list[Knn]:
+    """One a GPU; none with FAISS's CPU build."""
+    count = int(getattr(faiss, "get_num_gpus", lambda: 0)())
+    return [
+        functools.partial(_on_gpu, number, faiss.StandardGpuResources())
+        for number in range(count)
+    ]
+
+
+def _on_gpu(
+    number: int, resources: Any, queries: np.ndarray, vectors: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if k > _GPU_MOST:
+        return _on_cpu(queries, vectors, k)
+    inner = faiss.METRIC_INNER_PRODUCT
+    return faiss.knn_gpu(resources, queries, vectors, k, metric=inner, device=number)

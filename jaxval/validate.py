@@ -23,7 +23,7 @@ from jaxval.errors import UserError
 from jaxval.measures import evaluate
 from jaxval.ranks import RowQrels
 from jaxval.records import Checkpoint, Hits, Params, Progress, Searcher, Validation
-from jaxval.search import FaissSearcher
+from jaxval.search import Beside, FaissSearcher
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Bench:
       rounds: a corpus each.
       devices: where it runs.
       params_path: the subtree to take, or None to search.
-      similarity, depth, measures: of the search.
+      similarity, index_dtype, depth, measures: of the search.
     """
 
     abstract_params: Params
@@ -75,6 +75,7 @@ class Bench:
     devices: tuple[jax.Device, ...]
     params_path: str | None
     similarity: str
+    index_dtype: str
     depth: int
     measures: tuple[Any, ...]
 
@@ -173,15 +174,19 @@ def _search(
     with watch("queries"):
         stores = [judged.queries for judged in sets]
         queries = [matrix(encode(bench.query_tower, s, "queries"), s.count) for s in stores]
-    searcher: Searcher = FaissSearcher(np.concatenate(queries), bench.depth, bench.similarity)
     chunks = encode(bench.passage_tower, corpus, "passages")
-    while True:
-        with watch("passages"):
-            chunk = next(chunks, None)
-        if chunk is None:
-            return searcher.hits()
-        with watch("search"):
-            searcher.add(chunk.vectors, chunk.rows)
+    with Beside(_searcher(bench, np.concatenate(queries))) as searcher:
+        while True:
+            with watch("passages"):
+                chunk = next(chunks, None)
+            with watch("search"):
+                if chunk is None:
+                    return searcher.hits()
+                searcher.add(chunk.vectors, chunk.rows)
+
+
+def _searcher(bench: Bench, queries: np.ndarray) -> Searcher:
+    return FaissSearcher(queries, bench.depth, bench.similarity, dtype=bench.index_dtype)
 
 
 def _split(hits: Hits, sets: Sequence[JudgedSet]) -> Iterator[Hits]:

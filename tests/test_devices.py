@@ -6,7 +6,11 @@ import pytest
 from jaxval import devices
 from jaxval.errors import UserError
 
-ALWAYS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.75", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+ALWAYS = {
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.75",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    "JAX_NUM_CPU_DEVICES": "2",
+}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,11 @@ def test_a_gpu_beyond_those_that_are_visible():
 
 @pytest.mark.parametrize("name", ["XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"])
 def test_the_users_own_settings_win(name):
-    current = {name: ".3", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    current = {
+        name: ".3",
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
     assert devices.environment("", current) == {}
 
 
@@ -75,11 +83,18 @@ def test_another_form(flag, message):
     assert str(caught.value).startswith(f"--devices={flag}: ")
 
 
-def test_apply_sets_them_in_this_process(monkeypatch):
+def test_apply_sets_them_in_this_process(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "7,5"})
-    devices.apply("gpu:1")
+    devices.apply("gpu:1", tmp_path)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
     assert os.environ["JAX_PLATFORMS"] == "cuda"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+
+
+def test_a_compilation_cache_of_the_users_own_stays(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {"JAX_COMPILATION_CACHE_DIR": "/mine"})
+    devices.apply("", tmp_path)
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/mine"
 
 
 def test_the_devices_that_jax_sees():

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxval import encode
 from jaxval.encode import Tower, default_batch_tokens, matrix
 from jaxval.errors import NonFiniteError
 
@@ -103,9 +102,9 @@ def test_a_device_of_ones_choice(store, silent):
     np.testing.assert_array_equal(vectors, expected(TEXTS[:4], table()))
 
 
-def test_large_corpora_come_in_several_chunks(store, silent, monkeypatch):
-    monkeypatch.setattr(encode, "_CHUNK_FLOATS", 24)
-    chunks = encoded(store(TEXTS), silent(), batch_tokens=64)
+def test_large_corpora_come_in_several_chunks(store, silent):
+    made = Tower(sums, jax.devices()[:1], 64, chunk_floats=24)
+    chunks = list(made.chunks(on(jax.devices()[:1], table=table()), store(TEXTS), silent()))
     assert len(chunks) > 2
     vectors = matrix(iter(chunks), len(TEXTS))
     np.testing.assert_array_equal(vectors, expected(TEXTS, table()))
@@ -193,4 +192,4 @@ def test_half_precision_comes_out_as_float32(store, silent):
 
 
 def test_a_batch_for_a_cpu_is_small():
-    assert default_batch_tokens(jax.devices("cpu")[0]) == 2048
+    assert default_batch_tokens(jax.devices("cpu")[0]) == 1024

@@ -1,18 +1,21 @@
+import threading
+
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxval.search import FaissSearcher
+from jaxval.search import Beside, FaissSearcher
 
 QUERIES = np.array([[1, 0], [0, 1]], np.float32)
 PASSAGES = np.array([[3, 1], [1, 5], [2, 2], [0, 9]], np.float32)
 
 
-def search(queries, passages, depth, *, similarity="dot", cuts=(), order=None):
+def search(queries, passages, depth, *, similarity="dot", cuts=(), order=None, **settings):
     """Hits of the passages, taken in this order and cut into chunks at these places."""
     order = np.arange(len(passages)) if order is None else np.asarray(order)
-    searcher = FaissSearcher(queries, depth, similarity)
+    searcher = FaissSearcher(queries, depth, similarity, **settings)
     for rows in np.split(order, sorted(set(cuts))):
         if len(rows):
             searcher.add(passages[rows], rows.astype(np.int64))
@@ -125,3 +128,79 @@ def test_the_given_arrays_are_left_as_they_were():
     search(asked, passages, 2, similarity="cosine")
     np.testing.assert_array_equal(passages, PASSAGES)
     np.testing.assert_array_equal(asked, QUERIES)
+
+
+def knn(queries, vectors, k):
+    queries, vectors = queries.astype("f4"), vectors.astype("f4")
+    return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(2, 5), st.integers(0, 99), st.data())
+def test_several_devices_find_what_one_finds(count, depth, devices, seed, data):
+    passages = whole_numbers(count, 2, seed, most=2)
+    asked = whole_numbers(5, 2, seed + 1, most=2)
+    hits = search(asked, passages, depth, knns=[knn] * devices, **data.draw(chunkings(count)))
+    scores, rows = brute(asked, passages, depth)
+    np.testing.assert_array_equal(hits.rows, rows)
+    np.testing.assert_array_equal(hits.scores, scores)
+
+
+def test_float16_rounds_what_is_compared_and_nothing_else():
+    # 2049 is 2048 in float16, so both are equal there; their sum of 1 + 2048 is not rounded.
+    passages = np.array([[2048, 1], [2049, 1]], np.float32)
+    asked = np.array([[1, 1]], np.float32)
+    assert search(asked, passages, 2).rows.tolist() == [[1, 0]]
+    hits = search(asked, passages, 2, dtype="float16")
+    assert hits.rows.tolist() == [[0, 1]]
+    assert hits.scores.tolist() == [[2049, 2049]]
+
+
+def test_beside_another_thread_finds_the_same():
+    with Beside(FaissSearcher(QUERIES, 3, "dot")) as searcher:
+        for row in range(4):
+            searcher.add(PASSAGES[row : row + 1], np.array([row]))
+        assert searcher.hits().rows.tolist() == [[0, 2, 1], [3, 1, 2]]
+
+
+class Held:
+    """A searcher that searches when it is let go, and then fails."""
+
+    def __init__(self):
+        self.let_go, self.seen = threading.Event(), []
+
+    def add(self, vectors, rows):
+        self.let_go.wait(10)
+        self.seen.append(rows)
+        raise ValueError("no memory")
+
+
+def test_a_search_does_not_hold_up_its_caller_and_its_failure_reaches_him():
+    held = Held()
+    with Beside(held) as searcher:
+        searcher.add(PASSAGES, np.arange(4))
+        assert not held.seen
+        held.let_go.set()
+        with pytest.raises(ValueError, match="no memory"):
+            searcher.hits()
+
+
+def test_whoever_leaves_waits_for_the_search():
+    held = Held()
+    with Beside(held) as searcher:
+        searcher.add(PASSAGES, np.arange(4))
+        threading.Timer(0.05, held.let_go.set).start()
+    assert len(held.seen) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("depth", [10, 1000, 3000])
+def test_gpus_find_what_the_cpu_finds(dtype, depth):
+    if not getattr(faiss, "get_num_gpus", lambda: 0)():
+        pytest.skip("FAISS finds no GPU")
+    rng = np.random.default_rng(0)
+    passages = rng.standard_normal((20_000, 64), np.float32)
+    expected = search(passages[:50], passages, depth, dtype=dtype, knns=[knn])
+    hits = search(passages[:50], passages, depth, dtype=dtype, cuts=(7_000,))
+    np.testing.assert_allclose(hits.scores, expected.scores, rtol=1e-3, atol=1e-2)
+    assert (hits.rows == expected.rows).mean() > 0.99

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxval.encoders import bert
 from jaxval.encoders.adapter import from_linen
+from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.text_encoder import ACTIVATIONS, Projection, TextEncoder
 from jaxval.errors import EncoderError
 from jaxval.records import Encoder, Params
@@ -30,12 +31,12 @@ class Family:
 
     Attributes:
       configure: config.json -> the family's frozen config; raises EncoderError.
-      backbone: (config, dtype) -> a linen module from (ids, mask) to token states.
+      backbone: (config, dtype, attend) -> a linen module from (ids, mask) to token states.
       from_torch: (state dict, config) -> (tree, names left out); raises EncoderError.
     """
 
     configure: Callable[[Mapping[str, Any]], Any]
-    backbone: Callable[[Any, Any], Any]
+    backbone: Callable[[Any, Any, Attend], Any]
     from_torch: Callable[[Mapping[str, np.ndarray], Any], tuple[Params, list[str]]]
 
 
@@ -231,6 +232,7 @@ def build(
     pooling: str | None = None,
     normalize: bool | None = None,
     dim: int | None = None,
+    attend: Attend = plain,
 ) -> Encoder:
     """The encoder that a folder describes, both towers tied.
 
@@ -240,6 +242,7 @@ def build(
       pooling: `cls`, `mean` or `last`; None is what the folder says.
       normalize: unit length; None is what the folder says.
       dim: Matryoshka truncation, before normalization; None keeps all components.
+      attend: how attention is computed; attention.fastest knows which suits a device.
 
     Raises:
       EncoderError: an argument is out of range.
@@ -248,7 +251,7 @@ def build(
         raise EncoderError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
     encoder = from_linen(
         TextEncoder(
-            backbone=FAMILIES[folder.family].backbone(folder.config, jnp.dtype(dtype)),
+            backbone=FAMILIES[folder.family].backbone(folder.config, jnp.dtype(dtype), attend),
             pooling=folder.pooling if pooling is None else pooling,
             projection=folder.projection,
             dim=dim,

@@ -88,12 +88,14 @@ def test_beside_a_trainer_that_keeps_two_every_step_becomes_a_row_with_its_own_v
     assert list((run.output / "pins").iterdir()) == []
 
 
-def test_a_second_start_skips_what_the_ledger_holds_and_does_not_tokenize_again(run):
+def test_a_second_start_tokenizes_and_compiles_nothing_and_skips_what_the_ledger_holds(run):
     world.save(run.checkpoints, [10, 20], complete=False)
     assert run.finish(idle_timeout=0.1)[0] == 0
     first = run.lines()
     assert [line["step"] for line in first] == [10, 20]
     stores = {path: path.stat().st_mtime_ns for path in run.output.glob("tokens/*/*.bin")}
+    compiled = set(run.output.glob("compiled/*-cache"))
+    assert compiled  # All that is compiled is kept; so what is not new there, was not compiled.
     world.save(run.checkpoints, [30])  # the trainer keeps two: step 10 goes
     status, out, _ = run.finish()
     assert status == 0
@@ -102,6 +104,7 @@ def test_a_second_start_skips_what_the_ledger_holds_and_does_not_tokenize_again(
     assert [line["step"] for line in run.lines()] == [10, 20, 30]
     assert {path: path.stat().st_mtime_ns for path in stores} == stores
     assert set(run.output.glob("tokens/*/*.bin")) == set(stores)
+    assert set(run.output.glob("compiled/*-cache")) == compiled
 
 
 def test_metrics_are_a_line_a_checkpoint_and_set(run):
