@@ -4,9 +4,9 @@
 
 Corpora of synthetic token ids, of MS MARCO's lengths, are stored, and then validated with an
 encoder of one table look-up and a sum, so that it is the pipeline that is measured: reading
-batches, sending them, fetching vectors, searching. Each size runs in a process of its own.
-Memory is the process's own (anonymous) memory at its peak, sampled: pages of mapped files
-are the kernel's, which takes them back when it needs them.
+batches, sending them, fetching vectors, searching. Storing and validating run in a process of
+their own for each size. Memory is the process's own (anonymous) memory at its peak, sampled:
+pages of mapped files are the kernel's, which takes them back when it needs them.
 """
 
 from __future__ import annotations
@@ -156,28 +156,52 @@ def validated(made: Any) -> dict[str, float]:
     return {"in all": seconds, **outcome.validation.seconds}
 
 
-def child(count: int) -> dict[str, Any]:
-    """One size, in this process: stored, validated once to compile, and once more."""
-    with tempfile.TemporaryDirectory() as name:
-        devices.apply("cpu", Path(name) / "compiled")
-        with Memory() as storing:
-            start = time.perf_counter()
-            corpus = stored(Path(name), count, seed=1)
-            seconds = time.perf_counter() - start
-        made = bench(corpus, stored(Path(name), QUERIES, seed=2))
-        validated(made)
-        with Memory() as validating:
-            stages = validated(made)
+def store(root: Path, count: int) -> dict[str, Any]:
+    """Tokens to disk, in this process."""
+    with Memory() as memory:
+        start = time.perf_counter()
+        corpus = stored(root, count, seed=1)
+        seconds = time.perf_counter() - start
     return {
         "passages": count,
         "padding": 1 - corpus.tokens / corpus.padded,
         "widths": [bucket.width for bucket in corpus.buckets],
         "store_seconds": seconds,
-        "store_peak_bytes": storing.peak,
-        "seconds": stages,
-        "peak_bytes": validating.peak,
-        "passages_a_second": count / (stages["passages"] + stages["search"]),
+        "store_peak_bytes": memory.peak,
     }
+
+
+def validate_all(root: Path, count: int) -> dict[str, Any]:
+    """Validations over the store, in this process: one to compile, and one that counts."""
+    devices.apply("cpu", root / "compiled")
+    made = bench(stored(root, count, seed=1), stored(root, QUERIES, seed=2))
+    validated(made)
+    with Memory() as memory:
+        stages = validated(made)
+    rate = count / (stages["passages"] + stages["search"])
+    return {"seconds": stages, "peak_bytes": memory.peak, "passages_a_second": rate}
+
+
+PARTS = {"store": store, "validate": validate_all}
+
+
+def measure(size: int) -> dict[str, Any]:
+    """One size, each part in a process of its own."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as root:
+        for part in PARTS:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scale",
+                "--child",
+                part,
+                root,
+                str(size),
+            ]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            result |= json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def show(results: list[dict[str, Any]]) -> str:
@@ -202,16 +226,13 @@ def show(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", action="store_true", help="see whether it runs")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(child(arguments.child)))
+        part, root, size = arguments.child
+        print(json.dumps(PARTS[part](Path(root), int(size))))
         return 0
-    results = []
-    for size in SIZES[: 2 if arguments.small else None]:
-        command = [sys.executable, "-m", "benchmarks.scale", f"--child={size}"]
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results.append(json.loads(answer.splitlines()[-1]))
+    results = [measure(size) for size in SIZES[: 2 if arguments.small else None]]
     print(show(results))
     if not arguments.small:
         report.write("scale", {"queries": QUERIES, "depth": DEPTH, "sizes": results})
