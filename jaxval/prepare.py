@@ -23,6 +23,7 @@ from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.encode import Tower, default_batch_tokens
 from jaxval.encoders import adapter, folder
 from jaxval.encoders.attention import Attend, fastest, plain
+from jaxval.encoders.entries import Limit
 from jaxval.errors import DataError, EncoderError, UserError
 from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy
 from jaxval.validate import Bench, JudgedSet, Round
@@ -48,22 +49,22 @@ class _Traits:
     Attributes:
       tokenizer: where its tokenizer lies.
       usual: tokens of a text that it was made for.
-      positions: tokens of a text at most.
+      limit: tokens of a text at most.
       vocabulary: token ids at most.
     """
 
     tokenizer: str | None = None
     usual: int | None = None
-    positions: int | None = None
+    limit: Limit | None = None
     vocabulary: int | None = None
 
     def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
         """Raises EncoderError unless these tokens are within it."""
         for flag, length in {"passage": passage_len, "query": query_len}.items():
-            if self.positions is not None and length > self.positions:
+            if self.limit is not None and length > self.limit.tokens:
                 raise EncoderError(
-                    f"--{flag}_max_len={length}: the model has {self.positions} positions;"
-                    f" set it to {self.positions} or less"
+                    f"--{flag}_max_len={length}: the model has {self.limit};"
+                    f" set it to {self.limit.tokens} or less"
                 )
         if self.vocabulary is not None and made.vocabulary > self.vocabulary:
             raise EncoderError(
@@ -200,12 +201,11 @@ def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any],
         "normalize": read.normalize if model.normalize is None else model.normalize,
         "dim": model.dim,
     }
-    config = read.config
     traits = _Traits(
         tokenizer=str(read.path),
         usual=read.max_seq_length,
-        positions=config.max_position_embeddings,
-        vocabulary=config.vocab_size,
+        limit=read.config.limit,
+        vocabulary=read.config.vocab_size,
     )
     return build, identity, traits
 
