@@ -51,12 +51,15 @@ class _Traits:
       usual: tokens of a text that it was made for.
       limit: tokens of a text at most.
       vocabulary: token ids at most.
+      passage_prefix, query_prefix: what stands before a text.
     """
 
     tokenizer: str | None = None
     usual: int | None = None
     limit: Limit | None = None
     vocabulary: int | None = None
+    passage_prefix: str | None = None
+    query_prefix: str | None = None
 
     def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
         """Raises EncoderError unless these tokens are within it."""
@@ -142,15 +145,28 @@ def _encoding(config: Config) -> _Encoding:
     build, identity, traits = _encoder(model)
     passage_len = texts.passage_max_len or traits.usual or _PASSAGE_LEN
     query_len = texts.query_max_len or traits.usual or _QUERY_LEN
+    passage_prefix = _prefix("passage", texts.passage_prefix, traits.passage_prefix)
+    query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
     traits.check(made, passage_len=passage_len, query_len=query_len)
     return _Encoding(
         build=build,
         tokenizer=made,
-        passages=Recipe(texts.passage_template, texts.passage_prefix, passage_len),
-        queries=Recipe("{text}", texts.query_prefix, query_len),
+        passages=Recipe(texts.passage_template, passage_prefix, passage_len),
+        queries=Recipe("{text}", query_prefix, query_len),
         identity=identity | {"dtype": model.dtype, "params_path": model.params_path},
     )
+
+
+def _prefix(kind: str, flag: str | None, folder_says: str | None) -> str:
+    """What stands before each text of a kind; said, since nothing else shows it."""
+    prefix = (folder_says or "") if flag is None else flag
+    source = "--model says" if flag is None else f"--{kind}_prefix says"
+    if prefix:
+        _LOG.info("before each %s stands %r, as %s", kind, prefix, source)
+    elif folder_says:
+        _LOG.info("before each %s stands nothing; --model says %r", kind, folder_says)
+    return prefix
 
 
 def _held(encoder: Encoder, model: Model) -> Params:
@@ -206,6 +222,8 @@ def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any],
         usual=read.max_seq_length,
         limit=read.config.limit,
         vocabulary=read.config.vocab_size,
+        passage_prefix=read.passage_prefix,
+        query_prefix=read.query_prefix,
     )
     return build, identity, traits
 
