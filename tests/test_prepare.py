@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxval.config import Config, Model, Search, Texts, Watching
+from jaxval.config import Config, Model, Search, Texts
 from jaxval.errors import EncoderError
 from jaxval.prepare import prepare
-from jaxval.records import DatasetFiles, PinLimit
+from jaxval.records import DatasetFiles
 
 GOLDENS = Path(__file__).parent / "encoders" / "goldens"
 
@@ -31,17 +31,7 @@ def config(tmp_path, beir, model):
     data = beir()
     files = (data / "corpus.jsonl", data / "queries.jsonl", data / "qrels" / "test.tsv")
     return Config(
-        watching=Watching(
-            str(tmp_path / "c"),
-            tmp_path / "p",
-            1,
-            None,
-            None,
-            "all",
-            PinLimit(None, None),
-            2,
-            False,
-        ),
+        watching=None,  # which checkpoints does not matter here
         datasets=(DatasetFiles("tiny", *files),),
         model=Model(str(model), None, None, None, "float32", None, None, None),
         texts=Texts("{title} {text}", None, None, 12, 12, tmp_path / "tokens"),
