@@ -94,11 +94,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Texts:
-    """How texts become tokens. A length of None is what the model's folder says."""
+    """How texts become tokens. A prefix or length of None is what the model's folder says."""
 
     passage_template: str
-    passage_prefix: str
-    query_prefix: str
+    passage_prefix: str | None
+    query_prefix: str | None
     passage_max_len: int | None
     query_max_len: int | None
     token_dir: Path

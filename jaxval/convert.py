@@ -5,6 +5,7 @@ python -m jaxval.convert --model=FOLDER --checkpoint_dir=DIR --step=0
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from absl import flags
@@ -64,7 +65,18 @@ def _save(target: Path, params: Params) -> None:
 def _summary(target: Path, sizes: list[int], ignored: list[str]) -> str:
     count = sum(sizes)
     written = f"wrote {target}: {len(sizes)} leaves, {count:,} parameters, {4 * count:,} bytes"
-    return f"{written}; left out: {', '.join(ignored) or 'nothing'}"
+    return f"{written}; left out: {', '.join(_brief(ignored)) or 'nothing'}"
+
+
+def _brief(names: list[str]) -> list[str]:
+    """A T5's decoder has hundreds of arrays: those that begin alike are counted together."""
+    groups = itertools.groupby(sorted(names), key=lambda name: name.partition(".")[0])
+    listed = [(first, list(group)) for first, group in groups]
+    return [
+        text
+        for first, group in listed
+        for text in (group if len(group) < 4 else [f"{first}.* ({len(group)} arrays)"])
+    ]
 
 
 def main() -> int:

@@ -134,13 +134,15 @@ _PASSAGE_TEMPLATE = flags.DEFINE_string(
 )
 _PASSAGE_PREFIX = flags.DEFINE_string(
     "passage_prefix",
-    "",
-    "Put before each passage, e.g. 'passage: ' for E5. In a flag file, quotes keep the blank.",
+    None,
+    "Put before each passage, e.g. 'passage: ' for E5. In a flag file, quotes keep the blank."
+    " None: what --model says (sentence-transformers' prompt for documents), else nothing.",
 )
 _QUERY_PREFIX = flags.DEFINE_string(
     "query_prefix",
-    "",
-    "Put before each query, e.g. 'query: ' for E5. In a flag file, quotes keep the blank.",
+    None,
+    "Put before each query, e.g. 'query: ' for E5. In a flag file, quotes keep the blank."
+    " None: what --model says (sentence-transformers' prompt for queries), else nothing.",
 )
 _PASSAGE_MAX_LEN = flags.DEFINE_integer(
     "passage_max_len",
@@ -279,8 +281,8 @@ def config() -> Config:
         ),
         texts=Texts(
             passage_template=_unquote(_PASSAGE_TEMPLATE.value),
-            passage_prefix=_unquote(_PASSAGE_PREFIX.value),
-            query_prefix=_unquote(_QUERY_PREFIX.value),
+            passage_prefix=_prefix(_PASSAGE_PREFIX.value),
+            query_prefix=_prefix(_QUERY_PREFIX.value),
             passage_max_len=_PASSAGE_MAX_LEN.value,
             query_max_len=_QUERY_MAX_LEN.value,
             token_dir=Path(_TOKEN_DIR.value or output_dir / "tokens"),
@@ -328,6 +330,10 @@ def _unquote(text: str) -> str:
     """Without quotes around it: in a flag file only they keep blanks at the end."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1] if quoted else text
+
+
+def _prefix(text: str | None) -> str | None:
+    return None if text is None else _unquote(text)
 
 
 def _split(measures: str) -> tuple[str, ...]:

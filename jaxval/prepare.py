@@ -23,6 +23,7 @@ from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.encode import Tower, default_batch_tokens
 from jaxval.encoders import adapter, folder
 from jaxval.encoders.attention import Attend, fastest, plain
+from jaxval.encoders.entries import Limit
 from jaxval.errors import DataError, EncoderError, UserError
 from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy
 from jaxval.validate import Bench, JudgedSet, Round
@@ -48,22 +49,25 @@ class _Traits:
     Attributes:
       tokenizer: where its tokenizer lies.
       usual: tokens of a text that it was made for.
-      positions: tokens of a text at most.
+      limit: tokens of a text at most.
       vocabulary: token ids at most.
+      passage_prefix, query_prefix: what stands before a text.
     """
 
     tokenizer: str | None = None
     usual: int | None = None
-    positions: int | None = None
+    limit: Limit | None = None
     vocabulary: int | None = None
+    passage_prefix: str | None = None
+    query_prefix: str | None = None
 
     def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
         """Raises EncoderError unless these tokens are within it."""
         for flag, length in {"passage": passage_len, "query": query_len}.items():
-            if self.positions is not None and length > self.positions:
+            if self.limit is not None and length > self.limit.tokens:
                 raise EncoderError(
-                    f"--{flag}_max_len={length}: the model has {self.positions} positions;"
-                    f" set it to {self.positions} or less"
+                    f"--{flag}_max_len={length}: the model has {self.limit};"
+                    f" set it to {self.limit.tokens} or less"
                 )
         if self.vocabulary is not None and made.vocabulary > self.vocabulary:
             raise EncoderError(
@@ -141,15 +145,28 @@ def _encoding(config: Config) -> _Encoding:
     build, identity, traits = _encoder(model)
     passage_len = texts.passage_max_len or traits.usual or _PASSAGE_LEN
     query_len = texts.query_max_len or traits.usual or _QUERY_LEN
+    passage_prefix = _prefix("passage", texts.passage_prefix, traits.passage_prefix)
+    query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
     traits.check(made, passage_len=passage_len, query_len=query_len)
     return _Encoding(
         build=build,
         tokenizer=made,
-        passages=Recipe(texts.passage_template, texts.passage_prefix, passage_len),
-        queries=Recipe("{text}", texts.query_prefix, query_len),
+        passages=Recipe(texts.passage_template, passage_prefix, passage_len),
+        queries=Recipe("{text}", query_prefix, query_len),
         identity=identity | {"dtype": model.dtype, "params_path": model.params_path},
     )
+
+
+def _prefix(kind: str, flag: str | None, folder_says: str | None) -> str:
+    """What stands before each text of a kind; said, since nothing else shows it."""
+    prefix = (folder_says or "") if flag is None else flag
+    source = "--model says" if flag is None else f"--{kind}_prefix says"
+    if prefix:
+        _LOG.info("before each %s stands %r, as %s", kind, prefix, source)
+    elif folder_says:
+        _LOG.info("before each %s stands nothing; --model says %r", kind, folder_says)
+    return prefix
 
 
 def _held(encoder: Encoder, model: Model) -> Params:
@@ -200,12 +217,13 @@ def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any],
         "normalize": read.normalize if model.normalize is None else model.normalize,
         "dim": model.dim,
     }
-    config = read.config
     traits = _Traits(
         tokenizer=str(read.path),
         usual=read.max_seq_length,
-        positions=config.max_position_embeddings,
-        vocabulary=config.vocab_size,
+        limit=read.config.limit,
+        vocabulary=read.config.vocab_size,
+        passage_prefix=read.passage_prefix,
+        query_prefix=read.query_prefix,
     )
     return build, identity, traits
 

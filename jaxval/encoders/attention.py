@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,43 +12,105 @@ import numpy as np
 
 _LOG = logging.getLogger(__name__)
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(query, key, value [batch, length, heads, width], mask [batch, length] bool) -> the
-attended values, [batch, length, heads, width], of the query's dtype."""
+
+class Attend(Protocol):
+    """How attention is computed."""
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array,
+        *,
+        bias: jax.Array | None = None,
+        causal: bool = False,
+        scale: float | None = None,
+    ) -> jax.Array:
+        """The attended values, [batch, length, heads, width], of the query's dtype.
+
+        Args:
+          query: [batch, length, heads, width].
+          key, value: [batch, length, key heads, width]. Each serves as many heads of the
+            query, side by side (grouped-query attention), as their numbers say.
+          mask: [batch, length] bool, False on padding.
+          bias: [heads, length, length], by query and key, added to the scaled scores.
+          causal: whether a position sees itself and those before it alone.
+          scale: of the scores; None for 1 / sqrt(width).
+        """
+        ...
+
 
 _NOTHING = -1e30  # finite, so that a text that is all padding has a finite vector
 _WIDEST = 128  # the widest head that cuDNN takes on all GPUs
 
 
-def plain(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention over all unmasked positions, with its softmax in float32.
+def plain(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention with its softmax in float32.
 
     The mask is broadcast, never [length, length]. Heads stand before positions, and the
     sum is divided out of the result instead of the weights: on CPU twice as fast as
-    jax.nn.dot_product_attention (benchmarks/NOTES.md).
+    jax.nn.dot_product_attention (benchmarks/NOTES.md). Heads of the query that share a key
+    stand under each other as its rows, so that no key is repeated.
     """
-    scale = query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key, value = (each.transpose(0, 2, 1, 3) for each in (query, key, value))
-    scores = scale * jnp.einsum("bhqw,bhkw->bhqk", query, key, preferred_element_type="f4")
-    scores = jnp.where(mask[:, None, None, :], scores, _NOTHING)
+    rows = query.reshape(*key.shape[:2], -1, key.shape[3])
+    scores = scale * jnp.einsum("bhqw,bhkw->bhqk", rows, key, preferred_element_type="f4")
+    if bias is not None:
+        scores = scores + bias.reshape(1, *scores.shape[1:])
+    seen = mask[:, None, None, :]
+    if causal:
+        seen = seen & _past(query.shape[2], query.shape[1] // key.shape[1])
+    scores = jnp.where(seen, scores, _NOTHING)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)
     weights = weights.astype(value.dtype)
     summed = jnp.einsum("bhqk,bhkw->bhqw", weights, value, preferred_element_type="f4")
-    return (summed / total).astype(query.dtype).transpose(0, 2, 1, 3)
+    return (summed / total).astype(query.dtype).reshape(query.shape).transpose(0, 2, 1, 3)
 
 
-def cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def _past(length: int, repeats: int) -> jax.Array:
+    """Which positions a position sees if it sees no later ones; [1, 1, rows, length]."""
+    return jnp.tile(jnp.tril(jnp.ones((length, length), bool)), (repeats, 1))[None, None]
+
+
+def cudnn(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> jax.Array:
     """The same by cuDNN's flash attention, where it takes such heads; else `plain`.
 
     It is told lengths instead of a mask: padding must stand on the right.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if not half or query.shape[-1] % 8 or query.shape[-1] > _WIDEST:
-        return plain(query, key, value, mask)
+    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= _WIDEST
+    if not half or not fits or bias is not None:
+        return plain(query, key, value, mask, bias=bias, causal=causal, scale=scale)
     lengths = jnp.maximum(mask.sum(axis=1, dtype=jnp.int32), 1)
     return jax.nn.dot_product_attention(
-        query, key, value, key_value_seq_lengths=lengths, implementation="cudnn"
+        query,
+        key,
+        value,
+        scale=scale,
+        is_causal=causal,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
     )
 
 
@@ -65,12 +128,16 @@ def fastest(device: jax.Device) -> Attend:
 
 
 def _try_out(attend: Attend, device: jax.Device) -> None:
+    """Both kinds: all see all, and a decoder's, with two heads to a key."""
     numbers = np.random.default_rng(0).standard_normal((3, 2, 64, 4, 64), np.float32)
     query, key, value = jax.device_put(numbers.astype(jnp.bfloat16), device)
     mask = jax.device_put(np.arange(64) < np.array([[64], [5]]), device)
-    found, expected = (
-        np.asarray(jax.jit(one)(query, key, value, mask), np.float32) for one in (attend, plain)
-    )
-    off = float(np.abs(found - expected).max())
-    if not off < 0.05:  # bfloat16 rounds these to .01; and NaN is not below it
-        raise ValueError(f"its results are off by {off}")
+    for causal, keys in ((False, 4), (True, 2)):
+        given = query, key[:, :, :keys], value[:, :, :keys], mask
+        found, expected = (
+            np.asarray(jax.jit(partial(one, causal=causal))(*given), np.float32)
+            for one in (attend, plain)
+        )
+        off = float(np.abs(found - expected).max())
+        if not off < 0.05:  # bfloat16 rounds these to .01; and NaN is not below it
+            raise ValueError(f"its results are off by {off}")

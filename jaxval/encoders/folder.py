@@ -1,8 +1,9 @@
 """A Hugging Face folder, or hub name: what encoder it describes, and its weights.
 
 Read are `config.json` and, where sentence-transformers wrote them, `modules.json` with
-the folders that it names (`1_Pooling`, `2_Dense`, `2_Normalize`) and
-`sentence_bert_config.json`. PyTorch is never needed.
+the folders that it names (`1_Pooling`, `2_Dense`, `2_Normalize`),
+`sentence_bert_config.json` and the prompts of `config_sentence_transformers.json`. PyTorch
+is never needed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxval.encoders import bert
+from jaxval.encoders import bert, decoder, distilbert, mpnet, roberta, t5
 from jaxval.encoders.adapter import from_linen
 from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.text_encoder import ACTIVATIONS, Projection, TextEncoder
+from jaxval.encoders.torch_names import from_torch
 from jaxval.errors import EncoderError
 from jaxval.records import Encoder, Params
 
@@ -32,16 +34,32 @@ class Family:
     Attributes:
       configure: config.json -> the family's frozen config; raises EncoderError.
       backbone: (config, dtype, attend) -> a linen module from (ids, mask) to token states.
-      from_torch: (state dict, config) -> (tree, names left out); raises EncoderError.
+      words: the name of its word table in PyTorch.
+      pooling: of a folder that does not say.
     """
 
     configure: Callable[[Mapping[str, Any]], Any]
     backbone: Callable[[Any, Any, Attend], Any]
-    from_torch: Callable[[Mapping[str, np.ndarray], Any], tuple[Params, list[str]]]
+    words: str = "embeddings.word_embeddings.weight"
+    pooling: str = "cls"
 
+
+_ROBERTA = Family(roberta.RobertaConfig.from_json, roberta.Roberta)
+_DECODER = Family(
+    decoder.DecoderConfig.from_json, decoder.Decoder, "embed_tokens.weight", "last"
+)
 
 FAMILIES = {
-    "bert": Family(bert.BertConfig.from_json, bert.Bert, bert.from_torch),
+    "bert": Family(bert.BertConfig.from_json, bert.Bert),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": Family(distilbert.from_json, distilbert.DistilBert),
+    "mpnet": Family(mpnet.from_json, mpnet.Mpnet),
+    "t5": Family(t5.T5Config.from_json, t5.T5, "shared.weight", "mean"),
+    "llama": _DECODER,
+    "mistral": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
 }
 """`model_type` of config.json -> Family."""
 
@@ -70,6 +88,7 @@ class ModelFolder:
       projection: the dense layer over pooled vectors, or None.
       projection_path: the folder of that layer's weights, or None.
       max_seq_length: tokens per text, special tokens included; None if it does not say.
+      query_prefix, passage_prefix: its prompts; None if it has none.
     """
 
     path: Path
@@ -80,10 +99,12 @@ class ModelFolder:
     projection: Projection | None = None
     projection_path: Path | None = None
     max_seq_length: int | None = None
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
 
     @property
     def digest(self) -> str:
-        """Of what decides the vectors beside weights, tokens and overrides; 16 hex digits.
+        """Of what decides the vectors beside weights, texts and overrides; 16 hex digits.
 
         Where the folder lies and who saved it are left out.
         """
@@ -106,7 +127,8 @@ def read(
 ) -> ModelFolder:
     """Reads a folder's description, without its weights.
 
-    A folder without `modules.json` is taken as pooling `cls`, not normalized.
+    A folder without `modules.json` is not normalized and pools as its family does: `last`
+    for decoders, `mean` for T5, `cls` for the others.
 
     Args:
       path_or_hub_name: a folder that exists, else the name of a model on the hub.
@@ -116,19 +138,25 @@ def read(
     Raises:
       EncoderError: it is not there, cannot be read, or describes what is not supported.
     """
-    modules = _modules(_locate(path_or_hub_name, weights, download))
+    root = _locate(path_or_hub_name, weights, download)
+    modules = _modules(root)
     path = modules["Transformer"]
     family, config = _family(path / "config.json")
     limits = path / "sentence_bert_config.json"
+    prompts = _Prompts.read(root / "config_sentence_transformers.json")
     return ModelFolder(
         path=path,
         config=config,
         family=family,
-        pooling=_pooling(modules["Pooling"]) if "Pooling" in modules else "cls",
+        pooling=(
+            _pooling(modules["Pooling"]) if "Pooling" in modules else FAMILIES[family].pooling
+        ),
         normalize="Normalize" in modules,
         projection=_projection(modules["Dense"]) if "Dense" in modules else None,
         projection_path=modules.get("Dense"),
         max_seq_length=_json(limits).get("max_seq_length") if limits.exists() else None,
+        query_prefix=prompts.first("query"),
+        passage_prefix=prompts.first("document", "passage", "corpus"),
     )
 
 
@@ -193,7 +221,32 @@ def _pooling(folder: Path) -> str:
             f"{path}: pooling {' + '.join(modes) or 'by nothing'} is not supported (there "
             "are cls, mean, lasttoken); bring your own module with --encoder"
         )
-    return _POOLINGS[modes[0]]
+    pooling = _POOLINGS[modes[0]]
+    if pooling == "mean" and config.get("include_prompt") is False:
+        raise EncoderError(
+            f"{path}: a mean without the prompt (include_prompt false) is not supported; "
+            "bring your own module with --encoder"
+        )
+    return pooling
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """What sentence-transformers puts before texts: prompts by name, and the usual one's."""
+
+    prompts: Mapping[str, str | None]
+    usual: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> _Prompts:
+        config = _json(path) if path.exists() else {}
+        return cls(config.get("prompts") or {}, config.get("default_prompt_name"))
+
+    def first(self, *names: str) -> str | None:
+        """The first of these that is there, as encode_query and encode_document choose."""
+        candidates = [*names, *([self.usual] if self.usual else [])]
+        found = [self.prompts[name] for name in candidates if name in self.prompts]
+        return (found[0] or "") if found else None
 
 
 def _projection(folder: Path) -> Projection:
@@ -272,8 +325,9 @@ def load_weights(folder: ModelFolder) -> tuple[Params, list[str]]:
     Raises:
       EncoderError: there are no safetensors, or they do not fit config.json.
     """
-    family = FAMILIES[folder.family]
-    params, ignored = family.from_torch(_safetensors(folder.path), folder.config)
+    family, state = FAMILIES[folder.family], _safetensors(folder.path)
+    backbone = family.backbone(folder.config, jnp.dtype("float32"), plain)
+    params, ignored = from_torch(state, backbone, family.words)
     if folder.projection_path and folder.projection:
         state = _safetensors(folder.projection_path)
         params["projection"] = _projection_weights(state, folder.projection_path)

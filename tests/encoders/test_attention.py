@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 
 from jaxval.encoders.attention import cudnn, fastest, plain
 
+PLAIN = jax.jit(plain, static_argnames=("causal", "scale"))
+JAXS = jax.jit(jax.nn.dot_product_attention, static_argnames=("is_causal", "scale"))
 
-def some(length, width, seed=0, dtype=np.float32):
-    numbers = np.random.default_rng(seed).standard_normal((3, 2, length, 3, width), np.float32)
+
+def some(length, width, seed=0, dtype=np.float32, heads=3):
+    shape = 3, 2, length, heads, width
+    numbers = np.random.default_rng(seed).standard_normal(shape, np.float32)
     return [jnp.asarray(each, dtype) for each in numbers]
 
 
@@ -27,12 +31,33 @@ def test_two_positions_by_hand():
     np.testing.assert_allclose(alone, [10, 10], rtol=1e-6)
 
 
-@given(st.integers(1, 20), st.sampled_from([1, 8, 32]), st.integers(1, 20), st.integers(0, 99))
-def test_it_is_the_attention_of_jax(length, width, unpadded, seed):
-    query, key, value = some(length, width, seed)
+@given(
+    length=st.sampled_from([1, 7, 20]),
+    width=st.sampled_from([1, 32]),
+    keys=st.sampled_from([1, 2, 4]),
+    biased=st.booleans(),
+    causal=st.booleans(),
+    unpadded=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_it_is_the_attention_of_jax(length, width, keys, biased, causal, unpadded, seed):
+    query, key, value = some(length, width, seed, heads=4)
+    key, value = key[:, :, :keys], value[:, :, :keys]
+    random = np.random.default_rng(seed + 1)
+    bias = random.standard_normal((4, length, length), np.float32) if biased else None
     mask = jnp.arange(length)[None] < jnp.array([[unpadded], [length]])
-    expected = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
-    np.testing.assert_allclose(plain(query, key, value, mask), expected, atol=2e-6)
+    found = PLAIN(query, key, value, mask, bias=bias, causal=causal, scale=0.5)
+    options = {"bias": None if bias is None else bias[None], "is_causal": causal, "scale": 0.5}
+    mask = mask[:, None, None, :]
+    expected = JAXS(query, key, value, mask=mask, **options)
+    np.testing.assert_allclose(found, expected, atol=4e-6)
+
+
+def test_the_usual_scale_is_by_the_width():
+    query, key, value = some(5, 16)
+    mask = jnp.ones((2, 5), bool)
+    expected = plain(query, key, value, mask, scale=0.25)
+    np.testing.assert_array_equal(plain(query, key, value, mask), expected)
 
 
 def test_large_scores_do_not_overflow():
@@ -40,10 +65,18 @@ def test_large_scores_do_not_overflow():
     assert np.isfinite(plain(query, key, value, jnp.ones((2, 6), bool))).all()
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(8, jnp.float32), (12, jnp.bfloat16)])
-def test_cudnn_leaves_what_it_cannot_take(width, dtype):
+@pytest.mark.parametrize(
+    ("width", "dtype", "bias"),
+    [
+        (8, jnp.float32, None),
+        (12, jnp.bfloat16, None),
+        (8, jnp.bfloat16, jnp.ones((3, 6, 6), jnp.float32)),
+    ],
+)
+def test_cudnn_leaves_what_it_cannot_take(width, dtype, bias):
     given = [*some(6, width, dtype=dtype), jnp.ones((2, 6), bool)]
-    np.testing.assert_array_equal(cudnn(*given), plain(*given))
+    how = {"bias": bias, "causal": True, "scale": 0.5}
+    np.testing.assert_array_equal(cudnn(*given, **how), plain(*given, **how))
 
 
 def test_a_cpu_computes_it_plainly():

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxval.encoders import folder
 
@@ -42,6 +44,20 @@ def test_it_says_in_one_line_what_it_wrote(converted):
     assert run.stdout.startswith(f"wrote {directory / '7'}: 39 leaves, 20,944 param")
     assert "pooler.dense.weight" in run.stdout
     assert run.stderr == ""
+
+
+def test_a_whole_t5_leaves_its_decoder_out_and_gives_the_same_vectors(tmp_path):
+    model = Path(shutil.copytree(GOLDENS.parent / "t5", tmp_path / "model"))
+    state = load_file(model / "model.safetensors")
+    state |= {f"decoder.block.{number}.x": np.zeros(1) for number in range(9)}
+    save_file({**state, "lm_head.weight": np.zeros(1)}, model / "model.safetensors")
+    run = convert(f"--model={model}", f"--checkpoint_dir={tmp_path}")
+    assert run.stdout.endswith("left out: decoder.* (9 arrays), lm_head.weight\n"), run.stderr
+    encoder, golden = folder.build(folder.read(str(model))), np.load(model / "golden.npz")
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "0", {"params": encoder.abstract_params()})
+    vectors = encoder.encode_passages(restored["params"], golden["ids"], golden["mask"])
+    np.testing.assert_allclose(vectors, golden["vectors"], atol=1e-5)
 
 
 def test_it_leaves_what_a_trainer_is_writing(tmp_path):

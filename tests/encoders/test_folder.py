@@ -62,6 +62,29 @@ def test_a_bare_folder_is_cls_and_not_normalized(bare):
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "prefixes"),
+    [
+        ({"prompts": {"query": "q: ", "document": "d: ", "passage": "p: "}}, ("q: ", "d: ")),
+        ({"prompts": {"query": "q: ", "passage": "p: "}}, ("q: ", "p: ")),
+        ({"prompts": {"s2p": "x: "}, "default_prompt_name": "s2p"}, ("x: ", "x: ")),
+        ({"prompts": {"query": None, "s2p": "x: "}}, ("", None)),
+        ({"prompts": {"document": ""}, "default_prompt_name": None}, (None, "")),
+        ({}, (None, None)),
+    ],
+)
+def test_prompts_are_chosen_as_sentence_transformers_does(model, config, prefixes):
+    (model / "config_sentence_transformers.json").write_text(json.dumps(config))
+    found = read(model)
+    assert (found.query_prefix, found.passage_prefix) == prefixes
+
+
+def test_a_folder_without_prompts_has_no_prefixes(model):
+    (model / "config_sentence_transformers.json").unlink()
+    found = read(model)
+    assert (found.query_prefix, found.passage_prefix) == (None, None)
+
+
 def arguments(found, **options):
     params = folder.build(found, **options).abstract_params()
     ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
@@ -89,6 +112,7 @@ def test_pooling_in_old_words_and_new(model, config, pooling):
         ({"pooling_mode": "max"}, "pooling max is not supported"),
         ({"pooling_mode": ["cls", "mean"]}, r"pooling cls \+ mean"),
         ({"pooling_mode_mean_tokens": False}, "by nothing"),
+        ({"pooling_mode": "mean", "include_prompt": False}, "a mean without the prompt"),
     ],
 )
 def test_poolings_that_are_not_supported(model, config, message):
