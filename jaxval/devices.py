@@ -98,13 +98,15 @@ def open_devices(devices: str) -> list[jax.Device]:
         ) from error
 
 
-def apply(devices: str, compiled: Path) -> None:
+def apply(devices: str, compiled: Path | None = None) -> None:
     """Sets the variables in this process.
 
     Args:
       devices: as for `environment`.
-      compiled: where JAX keeps what it compiles, so that a restart compiles nothing.
+      compiled: where JAX keeps what it compiles, so that a restart compiles nothing; None
+        for nowhere. The user's own JAX_COMPILATION_CACHE_DIR wins.
     """
     os.environ.update(environment(devices, os.environ))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if compiled is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -61,6 +61,10 @@ class Tower:
       devices: each takes an equal part of each batch.
       batch_tokens: tokens a batch a device, padding included.
       chunk_floats: components of a chunk's vectors, about; None for what suits the device.
+
+    Attributes:
+      run: (params, ids [devices, rows, width], lengths [devices, rows]) -> vectors
+        [devices, rows, dim] float32, on the devices; compiled once a shape.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ class Tower:
         self._devices = tuple(devices)
         self._batch_tokens = batch_tokens
         self._chunk_floats = chunk_floats or _default_chunk_floats(self._devices[0])
-        self._run = _spread(encode, self._devices)
+        self.run = _spread(encode, self._devices)
 
     def halve(self) -> int | None:
         """Halves the batch for good; its tokens now, or None if it is as small as it gets."""
@@ -94,7 +98,7 @@ class Tower:
         collected = _Collector(store, self._chunk_floats)
         with bar:
             for batch in self._batches(store):
-                vectors = self._run(params, batch.ids, batch.lengths)
+                vectors = self.run(params, batch.ids, batch.lengths)
                 vectors.copy_to_host_async()
                 waiting.append((batch, vectors))
                 if len(waiting) >= _IN_FLIGHT:

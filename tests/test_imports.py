@@ -141,7 +141,14 @@ SLOW = ("jax", "jaxlib", "flax", "orbax", "transformers", "faiss")
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxval.checkpoints.watch", "jaxval.flags", "jaxval.main", "jaxval.devices"]
+    "module",
+    [
+        "jaxval.checkpoints.watch",
+        "jaxval.flags",
+        "jaxval.main",
+        "jaxval.sample",
+        "jaxval.devices",
+    ],
 )
 def test_jax_is_not_imported_before_the_watcher_runs(module):
     script = f"import sys, {module}; print(*(name for name in {SLOW!r} if name in sys.modules))"

@@ -58,6 +58,11 @@ class QuerySet:
     unknown_queries: int
     digest: str
 
+    @property
+    def judged(self) -> frozenset[str]:
+        """The ids of the passages that are judged for any of the queries."""
+        return frozenset(passage for grades in self.qrels.values() for passage in grades)
+
 
 def parse_all(specs: Sequence[str]) -> tuple[DatasetFiles, ...]:
     """What the repeated flag `--dataset` names, in order. See `parse`.

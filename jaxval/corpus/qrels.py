@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxval.corpus.readers import lines
+from jaxval.corpus.readers import fields, lines
 from jaxval.errors import DataError
 
 _FORMS = {3: "'query document grade'", 4: "'query 0 document grade'"}
@@ -41,28 +41,23 @@ def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
     """Yields (line number, (query, document, grade))."""
     width = 0
     for number, line in lines(path):
-        fields = _fields(line)
-        first, width = not width, width or len(fields)
-        if first and fields[-1].lower() in _HEADERS:
+        columns = fields(line, _FORMS)
+        first, width = not width, width or len(columns)
+        if first and columns[-1].lower() in _HEADERS:
             continue
         try:
-            yield number, _judgement(fields, width)
+            yield number, _judgement(columns, width)
         except ValueError as error:
             raise DataError(f"{path}:{number}: {error}") from error
 
 
-def _fields(line: str) -> list[str]:
-    fields = [field.strip() for field in line.split("\t")]
-    return fields if len(fields) in _FORMS else line.split()
-
-
-def _judgement(fields: list[str], width: int) -> tuple[str, str, int]:
-    if len(fields) != width or width not in _FORMS:
+def _judgement(columns: list[str], width: int) -> tuple[str, str, int]:
+    if len(columns) != width or width not in _FORMS:
         wanted = _FORMS.get(width, " or ".join(_FORMS.values()))
-        raise ValueError(f"{len(fields)} columns: write each line as {wanted}")
-    query, document, grade = fields[0], fields[-2], _GRADE.fullmatch(fields[-1])
+        raise ValueError(f"{len(columns)} columns: write each line as {wanted}")
+    query, document, grade = columns[0], columns[-2], _GRADE.fullmatch(columns[-1])
     if not (query and document):
         raise ValueError(f"an empty id: write each line as {_FORMS[width]}")
     if grade is None:
-        raise ValueError(f"{fields[-1]!r} is not a grade: write a whole number, as 0, 1 or 2")
+        raise ValueError(f"{columns[-1]!r} is not a grade: write a whole number, as 0, 1 or 2")
     return query, document, int(grade[1])

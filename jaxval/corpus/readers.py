@@ -13,7 +13,7 @@ import json
 import re
 import string
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -122,6 +122,16 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}:{number + 1}: {what}: {remedy}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def fields(line: str, counts: Container[int]) -> list[str]:
+    """The columns of a line of qrels or of a run, without the blanks around them.
+
+    Tabs divide it if that gives one of these counts, so that ids may hold blanks within;
+    else blanks do.
+    """
+    columns = [column.strip() for column in line.split("\t")]
+    return columns if len(columns) in counts else line.split()
 
 
 def _located(source: Path) -> Iterator[tuple[Path, int, Text]]:

@@ -15,14 +15,12 @@ under another name, and renamed when whole.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxval.corpus.partial import sweep
 from jaxval.corpus.readers import render
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.errors import DataError
@@ -40,7 +39,6 @@ _BLOCK = 8192
 _WIDTH_STEP = 8
 _MAX_WIDTHS = 16
 _WASTE = 0.05
-_ABANDONED = 24 * 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def open_or_build(
       DataError: there is no text, or an id stands twice.
     """
     name = digest(origin, tokenizer, recipe)
-    _sweep(directory)
+    sweep(directory.glob("*.partial"))
     final = directory / name
     if not (final / "manifest.json").exists():
         partial = directory / f"{name}.{os.getpid()}.partial"
@@ -187,15 +185,6 @@ def open_or_build(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(final)
-
-
-def _sweep(directory: Path) -> None:
-    """Removes what builds that were killed have left: nothing in it grew for a day."""
-    for partial in directory.glob("*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # its builder may be at work
-            newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
-            if newest < time.time() - _ABANDONED:
-                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(partial: Path, final: Path) -> None:

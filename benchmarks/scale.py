@@ -1,0 +1,220 @@
+"""Time and memory as the corpus grows; the model is next to nothing.
+
+    python -m benchmarks.scale [--small]
+
+Corpora of synthetic token ids, of MS MARCO's lengths, are stored, and then validated with an
+encoder of one table look-up and a sum, so that it is the pipeline that is measured: reading
+batches, sending them, fetching vectors, searching. Each size runs in a process of its own.
+Memory is the process's own (anonymous) memory at its peak, sampled: pages of mapped files
+are the kernel's, which takes them back when it needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.inputs import Silent
+from benchmarks.lengths import msmarco
+from jaxval import devices
+
+SIZES = (10_000, 100_000, 1_000_000)
+QUERIES, DEPTH, DIM = 1_000, 100, 32
+VOCABULARY = 30_000
+BATCH_TOKENS = 65_536
+
+
+class Memory:
+    """The peak of this process's anonymous memory while it is a context.
+
+    Attributes:
+      peak: in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            self.peak = max(self.peak, anonymous())
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
+    return 1024 * int(line.split()[1])
+
+
+def texts(count: int, seed: int) -> Iterator[Any]:
+    """Passages of token ids, made as they are asked for."""
+    import numpy as np
+
+    from jaxval.records import Text
+
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, 10_000):
+        lengths = msmarco(min(10_000, count - start), rng)
+        ids = rng.integers(4, VOCABULARY, int(lengths.sum())).tolist()
+        end = 0
+        for row, length in enumerate(lengths.tolist(), start):
+            yield Text(str(row), tuple(ids[end : end + length]))
+            end += length
+
+
+def tokenizer() -> Any:
+    """One that only puts special tokens around ids."""
+    import tokenizers
+
+    from jaxval.corpus.tokenizer import Tokenizer
+
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, "[UNK]"))
+    return Tokenizer(backend, (2,), (3,), 0, VOCABULARY, "synthetic")
+
+
+def stored(root: Path, count: int, seed: int) -> Any:
+    """A token store of that many texts."""
+    from jaxval.corpus.tokens import Recipe, open_or_build
+
+    recipe = Recipe("{text}", "", 256)
+    return open_or_build(
+        root,
+        texts(count, seed),
+        f"{count} texts of {seed}",
+        tokenizer(),
+        recipe,
+        places=lambda _: [],
+        bar=Silent,
+    )
+
+
+def bench(corpus: Any, queries: Any) -> Any:
+    """A Bench over these stores, whose encoder sums rows of a table."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxval.encode import Tower
+    from jaxval.measures import parse
+    from jaxval.validate import Bench, JudgedSet, Round
+
+    def encode(params: Any, ids: Any, mask: Any) -> Any:
+        return jnp.where(mask[..., None], params["table"][ids], 0).sum(axis=1)
+
+    names = tuple(str(row) for row in range(queries.count))
+    judged = JudgedSet("dev", "synthetic", queries, names, {name: {name: 1} for name in names})
+    tower = Tower(encode, jax.devices(), BATCH_TOKENS)
+    return Bench(
+        abstract_params={"table": jax.ShapeDtypeStruct((VOCABULARY, DIM), "float32")},
+        query_tower=tower,
+        passage_tower=tower,
+        rounds=(Round(corpus, (judged,)),),
+        devices=tuple(jax.devices()),
+        params_path=None,
+        similarity="dot",
+        index_dtype="float32",
+        depth=DEPTH,
+        measures=tuple(parse(["RR@10", "nDCG@10"], DEPTH)),
+    )
+
+
+def validated(made: Any) -> dict[str, float]:
+    """Seconds of a validation, by stage and in all."""
+    import numpy as np
+
+    from jaxval.checkpoints.restore import Restored
+    from jaxval.records import Checkpoint
+    from jaxval.validate import validate
+
+    table = np.random.default_rng(0).standard_normal((VOCABULARY, DIM), np.float32)
+    checkpoint = Checkpoint(1, "1", 1, Path("1"))
+    start = time.perf_counter()
+    (outcome,) = validate(
+        checkpoint, Restored({"table": table}, "params"), made, ["synthetic"], Silent
+    )
+    seconds = time.perf_counter() - start
+    return {"in all": seconds, **outcome.validation.seconds}
+
+
+def child(count: int) -> dict[str, Any]:
+    """One size, in this process: stored, validated once to compile, and once more."""
+    with tempfile.TemporaryDirectory() as name:
+        devices.apply("cpu", Path(name) / "compiled")
+        with Memory() as storing:
+            start = time.perf_counter()
+            corpus = stored(Path(name), count, seed=1)
+            seconds = time.perf_counter() - start
+        made = bench(corpus, stored(Path(name), QUERIES, seed=2))
+        validated(made)
+        with Memory() as validating:
+            stages = validated(made)
+    return {
+        "passages": count,
+        "padding": 1 - corpus.tokens / corpus.padded,
+        "widths": [bucket.width for bucket in corpus.buckets],
+        "store_seconds": seconds,
+        "store_peak_bytes": storing.peak,
+        "seconds": stages,
+        "peak_bytes": validating.peak,
+        "passages_a_second": count / (stages["passages"] + stages["search"]),
+    }
+
+
+def show(results: list[dict[str, Any]]) -> str:
+    headers = ["passages", "stored in s", "MiB", "validated in s", "us a passage"]
+    headers += ["passages/s", "MiB", "padding"]
+    rows = [
+        [
+            f"{each['passages']:,}",
+            f"{each['store_seconds']:.1f}",
+            f"{each['store_peak_bytes'] / 2**20:.0f}",
+            f"{each['seconds']['in all']:.2f}",
+            f"{1e6 * each['seconds']['in all'] / each['passages']:.1f}",
+            f"{each['passages_a_second']:,.0f}",
+            f"{each['peak_bytes'] / 2**20:.0f}",
+            f"{100 * each['padding']:.1f}%",
+        ]
+        for each in results
+    ]
+    return report.table(headers, rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--small", action="store_true", help="see whether it runs")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(arguments.child)))
+        return 0
+    results = []
+    for size in SIZES[: 2 if arguments.small else None]:
+        command = [sys.executable, "-m", "benchmarks.scale", f"--child={size}"]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results.append(json.loads(answer.splitlines()[-1]))
+    print(show(results))
+    if not arguments.small:
+        report.write("scale", {"queries": QUERIES, "depth": DEPTH, "sizes": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

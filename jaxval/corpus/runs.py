@@ -1,0 +1,105 @@
+"""Reads run files: the passages that a system found for each query, in order of rank."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxval.corpus.readers import fields, lines
+from jaxval.errors import DataError
+
+Candidates = Mapping[str, tuple[str, ...]]
+"""query id -> passage ids, best first, none twice."""
+
+_FORMS = {3: "'query document rank'", 6: "'query Q0 document rank score tag'"}
+_RANK = re.compile(r"[+-]?[0-9]{1,18}")
+_Top = list[tuple[int, int, str]]
+"""A heap of (-rank, -line number, passage id): the worst is on top."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run file says of the queries it was read for.
+
+    Attributes:
+      path: the file.
+      hits: of each of these queries that it names, the passages it ranks highest.
+      others: how many other queries it names.
+    """
+
+    path: Path
+    hits: Candidates
+    others: int
+
+
+def read_run(path: Path, depth: int, queries: Collection[str]) -> Run:
+    """The `depth` passages that a file, plain or .gz, ranks highest for each of these queries.
+
+    A line is `query Q0 document rank score tag` (TREC) or `query document rank` (MS MARCO),
+    the same in the whole file; tabs divide it, else blanks. The rank column decides, and
+    among equal ranks the order of the lines; they need not be sorted, and where they are, it
+    is the first `depth` lines of each query, as Asyncval's splitter takes them. A passage
+    that a query names twice takes two of them. In memory are queries x depth passages.
+
+    Raises:
+      DataError: a line cannot be used, there is none, or none is of these queries.
+    """
+    tops: dict[str, _Top] = {}
+    others: set[str] = set()
+    for number, (query, passage, rank) in _ranked(path):
+        if query in queries:
+            _push(tops.setdefault(query, []), (-rank, -number, passage), depth)
+        else:
+            others.add(query)
+    if not tops:
+        raise _unusable(path, queries, others)
+    return Run(path, {query: _best_first(top) for query, top in tops.items()}, len(others))
+
+
+def _push(top: _Top, ranked: tuple[int, int, str], depth: int) -> None:
+    if len(top) < depth:
+        heapq.heappush(top, ranked)
+    else:
+        heapq.heappushpop(top, ranked)
+
+
+def _best_first(top: _Top) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(passage for _, _, passage in sorted(top, reverse=True)))
+
+
+def _ranked(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
+    """Yields (line number, (query, passage, rank))."""
+    width = 0
+    for number, line in lines(path):
+        columns = fields(line, _FORMS)
+        width = width or len(columns)
+        try:
+            yield number, _entry(columns, width)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}") from error
+
+
+def _entry(columns: list[str], width: int) -> tuple[str, str, int]:
+    if len(columns) != width or width not in _FORMS:
+        wanted = _FORMS.get(width, " or ".join(_FORMS.values()))
+        raise ValueError(f"{len(columns)} columns: write each line as {wanted}")
+    query = columns[0]
+    passage, rank = columns[2:4] if width == 6 else columns[1:3]
+    if not (query and passage):
+        raise ValueError(f"an empty id: write each line as {_FORMS[width]}")
+    if not _RANK.fullmatch(rank):
+        raise ValueError(f"{rank!r} is not a rank: write a whole number, 1 for the best")
+    return query, passage, int(rank)
+
+
+def _unusable(path: Path, queries: Collection[str], others: set[str]) -> DataError:
+    if not others:
+        return DataError(f"{path}: no line in it: write lines of {_FORMS[6]}")
+    mine, given = min(others), next(iter(queries))
+    return DataError(
+        f"{path}: none of its queries ({mine!r}, …) is among the judged queries ({given!r}, …):"
+        " name a run of these queries"
+    )

@@ -1,0 +1,140 @@
+import json
+import os
+import time
+
+import pytest
+
+from jaxval.corpus import samples
+from jaxval.corpus.datasets import parse
+from jaxval.corpus.samples import Origin
+from jaxval.corpus.sampling import Strategy
+from jaxval.errors import DataError, UserError
+
+INPUTS = {"corpus": "1", "queries": "2", "qrels": "3", "runs": ["4", "5"]}
+MADE = Origin("run:depth=9", 0, INPUTS)
+
+
+def fill(folder):
+    (folder / "corpus.jsonl").write_text("whole")
+    return {"passages": 1}
+
+
+def test_a_sample_is_published_whole_and_known_again(tmp_path):
+    folder = tmp_path / "new" / "sample"
+    assert not samples.holds(folder, MADE)
+    assert samples.publish(folder, MADE, fill) == {"passages": 1}
+    assert samples.holds(folder, MADE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest == {
+        "strategy": "run:depth=9",
+        "seed": 0,
+        "inputs": INPUTS,
+        "counts": {"passages": 1},
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["sample"]
+    assert sorted(path.name for path in folder.iterdir()) == ["corpus.jsonl", "manifest.json"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    assert not samples.holds(tmp_path, MADE)
+    samples.publish(tmp_path, MADE, fill)
+    assert samples.holds(tmp_path, MADE)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (
+            Origin("run:depth=8", 0, INPUTS),
+            "strategy run:depth=9, not run:depth=8",
+        ),
+        (Origin("run:depth=9", 7, INPUTS), "seed 0, not 7"),
+        (Origin("run:depth=9", 0, INPUTS | {"corpus": "9", "runs": []}), "other corpus, other"),
+    ],
+)
+def test_another_sample_is_told_apart(tmp_path, other, what):
+    samples.publish(tmp_path / "s", MADE, fill)
+    with pytest.raises(UserError) as caught:
+        samples.holds(tmp_path / "s", other)
+    message = str(caught.value)
+    assert message.startswith(f"--output_dir={tmp_path / 's'} holds another sample ({what}")
+    assert message.endswith("): name a new one, or remove it")
+
+
+def test_what_is_no_sample_is_left_alone(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(UserError, match="is there and no sample: name a new folder"):
+            samples.holds(path, MADE)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "\udcff"])
+def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"manifest.json cannot be read \(.*\): remove it, or"):
+        samples.holds(tmp_path, MADE)
+
+
+def test_nothing_is_left_of_what_failed(tmp_path):
+    def broken(folder):
+        fill(folder)
+        raise DataError("c:3: broken")
+
+    with pytest.raises(DataError):
+        samples.publish(tmp_path / "sample", MADE, broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_has_left_is_removed_a_day_later(tmp_path):
+    old, young = tmp_path / ".s.1.partial", tmp_path / ".s.2.partial"
+    theirs = tmp_path / "theirs.partial"
+    for path in (old, young, theirs):
+        path.mkdir()
+        if path != young:
+            long_ago = time.time() - 100_000
+            os.utime(path, (long_ago, long_ago))
+    samples.publish(tmp_path / "s", MADE, fill)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".s.2.partial",
+        "s",
+        "theirs.partial",
+    ]
+
+
+def test_who_comes_second_takes_what_is_there(tmp_path):
+    folder = tmp_path / "s"
+
+    def slow(partial):
+        if not folder.exists():
+            partial.rename(tmp_path / "elsewhere")
+            samples.publish(folder, MADE, fill)
+            (tmp_path / "elsewhere").rename(partial)
+        return fill(partial)
+
+    samples.publish(folder, MADE, slow)
+    assert samples.holds(folder, MADE)
+    with pytest.raises(UserError, match="holds another sample"):
+        samples.publish(folder, Origin("full", 0, INPUTS), fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--output_dir=.*file/s cannot be written: "):
+        samples.publish(tmp_path / "file" / "s", MADE, fill)
+
+
+def test_the_origin_is_of_the_bytes_and_not_of_the_order_of_runs(beir, tmp_path):
+    files = parse(f"a:{beir()}")
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for path in paths:
+        path.write_text(path.name)
+    first = samples.origin(files, Strategy(run=3), paths, 5)
+    assert first == samples.origin(files, Strategy(run=3), paths[::-1], 5)
+    assert (first.strategy, first.seed, list(first.inputs)) == (
+        "run:depth=3",
+        5,
+        ["corpus", "queries", "qrels", "runs"],
+    )
+    files.corpus.write_text(files.corpus.read_text() + "\n")
+    assert samples.origin(files, Strategy(run=3), paths, 5) != first
