@@ -3,6 +3,7 @@
 # make soak   a trainer of 300 steps, jaxval killed again and again beside it; four minutes
 # make lint   ruff and mypy
 # make parity our vectors and measures against PyTorch's, live
+# make bench  speed and memory, beside sentence-transformers and asyncval; an hour
 # PYTHON=python3.13 picks the interpreter of a new .venv.
 
 VENV := .venv
@@ -10,9 +11,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(if $(wildcard $(VENV)/.made-*),$(BIN)/python,python3)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 MADE := $(VENV)/.made-$(VERSION)
+PEERS := .venv-peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test soak lint format parity clean
+.PHONY: demo test soak lint format parity bench clean
 
 demo: $(VENV)/.cpu
 	$(BIN)/python -m jaxval.demo
@@ -38,8 +40,16 @@ parity: $(VENV)/.test
 	$(BIN)/python scripts/parity.py
 	JAXVAL_COLLECTIONS=cranfield,npl,squad-dev $(BIN)/python -m pytest tests/e2e/test_collections.py -rs
 
+# The collections are read from $JAXVAL_DATA. Leave the machine alone meanwhile.
+bench: $(VENV)/.test $(PEERS)/.ready
+	$(BIN)/python -m benchmarks.encode --peer_python=$(PEERS)/bin/python
+	$(BIN)/python -m benchmarks.validation --peer_python=$(PEERS)/bin/python
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.gpu --peer_python=$(PEERS)/bin/python
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(PEERS) runs build *.egg-info
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,4 +73,11 @@ $(VENV)/.test: $(VENV)/.cpu
 
 $(VENV)/.lint: $(VENV)/.cpu
 	$(PIP) -e '.[cpu,lint]'
+	touch $@
+
+# asyncval is of the time of transformers 4, and takes torch as it finds it.
+$(PEERS)/.ready: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet 'torch==2.13.0'
+	$(PEERS)/bin/python -m pip install --quiet -r $<
 	touch $@

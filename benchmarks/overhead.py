@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead --data=DIR [--small]
 
-`jaxval.main` over three waiting checkpoints, full train states with Adam's moments, on
+`jaxval.main` over two waiting checkpoints, full train states with Adam's moments, on
 awsdocs-passages (its first 10,000 on CPU). From one row of the ledger to the next, all that
 is not encoding of queries or passages is overhead: restoring, placing, what of the search is
 not hidden behind encoding, measures, significance, ledger and trackers. The first row is left
@@ -29,7 +29,7 @@ from benchmarks import inputs, report
 from jaxval import devices
 
 COLLECTION = "awsdocs-passages"
-STEPS = (10, 20, 30)
+STEPS = (10, 20)
 STAGES = ("restore", "queries", "passages", "search", "measures")
 ENCODING = ("queries", "passages")
 

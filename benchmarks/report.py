@@ -40,13 +40,11 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def versions(*packages: str, python: str = sys.executable) -> dict[str, str]:
-    """Versions of an interpreter and of packages that are installed for it.
-
-    Raises:
-      CalledProcessError: one of them is not installed there.
-    """
+    """Versions of an interpreter and of packages; ends the process if one is not installed."""
     command = [python, "-c", _VERSIONS, *packages]
-    done = subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{python}: {done.stderr.splitlines()[-1]}")
     found: dict[str, str] = json.loads(done.stdout)
     return found
 

@@ -31,6 +31,8 @@ SIZES = (10_000, 100_000, 1_000_000)
 QUERIES, DEPTH, DIM = 1_000, 100, 32
 VOCABULARY = 30_000
 BATCH_TOKENS = 65_536
+CHUNK_FLOATS = (1 << 25) // 768 * DIM
+"""As many passages a chunk as with vectors of BERT-base's width."""
 
 
 class Memory:
@@ -121,7 +123,7 @@ def bench(corpus: Any, queries: Any) -> Any:
 
     names = tuple(str(row) for row in range(queries.count))
     judged = JudgedSet("dev", "synthetic", queries, names, {name: {name: 1} for name in names})
-    tower = Tower(encode, jax.devices(), BATCH_TOKENS)
+    tower = Tower(encode, jax.devices(), BATCH_TOKENS, CHUNK_FLOATS)
     return Bench(
         abstract_params={"table": jax.ShapeDtypeStruct((VOCABULARY, DIM), "float32")},
         query_tower=tower,

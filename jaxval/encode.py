@@ -6,6 +6,7 @@ jax.pmap stands in `_spread` alone; what may follow it is swapped in there.
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Batch:
-    """One contiguous slice of a bucket, split over the devices.
+    """A span of a store, split over the devices.
 
     Attributes:
       ids: [devices, rows, width], lengths: [devices, rows]; rows beyond the slice are empty.
@@ -51,6 +52,16 @@ class _Batch:
     lengths: np.ndarray
     start: int
     count: int
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The positions start to start + count of a store, as one batch [rows, width]."""
+
+    start: int
+    count: int
+    width: int
+    rows: int
 
 
 class Tower:
@@ -108,36 +119,57 @@ class Tower:
             yield from collected.rest()
 
     def _batches(self, store: TokenStore) -> Iterator[_Batch]:
-        for bucket in store.buckets:
-            matrix, rows = store.matrix(bucket), self._rows(bucket)
-            step = rows * len(self._devices)
-            for start in range(0, bucket.count, step):
-                yield self._cut(store, bucket, matrix, start, step)
+        matrices = [store.matrix(bucket) for bucket in store.buckets]
+        for span in self._spans(store.buckets):
+            ids = _rows(store.buckets, matrices, span)
+            lengths = np.zeros(span.rows, store.lengths.dtype)
+            lengths[: span.count] = store.lengths[span.start : span.start + span.count]
+            shape = (len(self._devices), span.rows // len(self._devices))
+            yield _Batch(
+                ids.reshape(*shape, span.width), lengths.reshape(shape), span.start, span.count
+            )
 
-    def _rows(self, bucket: Bucket) -> int:
-        """Rows a device: as the budget allows, and no more than the bucket can fill."""
-        fill = _round_up(-(-bucket.count // len(self._devices)), _ROW_MULTIPLE)
-        budget = self._batch_tokens // bucket.width
-        whole = budget - budget % _ROW_MULTIPLE if budget > _ROW_MULTIPLE else budget
-        return max(1, min(fill, whole))
+    def _spans(self, buckets: Sequence[Bucket]) -> Iterator[_Span]:
+        """What each batch covers. What does not fill a last batch of its width goes into the
+        next wider ones where that costs fewer tokens of padding."""
+        start = 0
+        for bucket, wider in itertools.zip_longest(buckets, buckets[1:]):
+            left = bucket.start + bucket.count - start
+            rows = self._rows(bucket.width, None if wider else left)
+            whole = left - left % rows
+            for at in range(start, start + whole, rows):
+                yield _Span(at, rows, bucket.width, rows)
+            start, left = start + whole, left - whole
+            here = (rows - left) * bucket.width
+            if left and not (wider and left * (wider.width - bucket.width) < here):
+                yield _Span(start, left, bucket.width, rows)
+                start += left
 
-    def _cut(
-        self, store: TokenStore, bucket: Bucket, matrix: np.ndarray, start: int, step: int
-    ) -> _Batch:
-        ids = matrix[start : start + step]
-        first = bucket.start + start
-        lengths = store.lengths[first : first + len(ids)]
-        missing = step - len(ids)
-        if missing:
-            ids = np.concatenate([ids, np.zeros((missing, bucket.width), ids.dtype)])
-            lengths = np.concatenate([lengths, np.zeros(missing, lengths.dtype)])
-        devices = len(self._devices)
-        return _Batch(
-            ids.reshape(devices, -1, bucket.width),
-            lengths.reshape(devices, -1),
-            first,
-            step - missing,
-        )
+    def _rows(self, width: int, most: int | None) -> int:
+        """Rows of a batch on all devices, as the budget allows; no more than `most` fill."""
+        budget = self._batch_tokens // width
+        rows = budget - budget % _ROW_MULTIPLE if budget > _ROW_MULTIPLE else max(1, budget)
+        if most is not None:
+            rows = min(rows, _round_up(-(-most // len(self._devices)), _ROW_MULTIPLE))
+        return max(1, rows) * len(self._devices)
+
+
+def _rows(buckets: Sequence[Bucket], matrices: Sequence[np.ndarray], span: _Span) -> np.ndarray:
+    """The token ids of a span, [rows, width]: a slice of a bucket, if it lies in one."""
+    parts = [
+        matrix[
+            max(0, span.start - bucket.start) : max(0, span.start + span.count - bucket.start)
+        ]
+        for bucket, matrix in zip(buckets, matrices, strict=True)
+    ]
+    parts = [part for part in parts if len(part)]
+    if parts[0].shape == (span.rows, span.width):
+        return parts[0]
+    ids, at = np.zeros((span.rows, span.width), parts[0].dtype), 0
+    for part in parts:
+        ids[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return ids
 
 
 class _Collector:
