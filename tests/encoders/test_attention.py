@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxval.encoders.attention import cudnn, fastest, plain
+from jaxval.encoders.attention import cudnn, cudnn_unless_causal, fastest, plain
 
 PLAIN = jax.jit(plain, static_argnames=("causal", "scale"))
 JAXS = jax.jit(jax.nn.dot_product_attention, static_argnames=("is_causal", "scale"))
@@ -77,6 +77,12 @@ def test_cudnn_leaves_what_it_cannot_take(width, dtype, bias):
     given = [*some(6, width, dtype=dtype), jnp.ones((2, 6), bool)]
     how = {"bias": bias, "causal": True, "scale": 0.5}
     np.testing.assert_array_equal(cudnn(*given, **how), plain(*given, **how))
+
+
+def test_where_cudnn_is_not_for_decoders_it_is_not_asked():
+    given = [*some(6, 8, dtype=jnp.bfloat16), jnp.ones((2, 6), bool)]
+    found = cudnn_unless_causal(*given, causal=True)
+    np.testing.assert_array_equal(found, plain(*given, causal=True))
 
 
 def test_a_cpu_computes_it_plainly():
