@@ -25,11 +25,11 @@ LAYERS = (
             "ranks",
             "ledger",
         ),
-        *("devices", "trackers", "signals", "significance", "config", "lock"),
+        *("devices", "trackers", "signals", "significance", "agreement", "config", "lock"),
     ),
     ("validate",),
-    ("prepare",),
-    ("loop",),
+    ("prepare", "subsets"),
+    ("loop", "faithful"),
     ("app", "flags"),
     ("main", "convert", "sample", "fidelity", "demo"),
 )
@@ -47,7 +47,7 @@ APPS = LAYERS[-1]
 KNOWN_TO = {
     "flags": APPS,
     "app": ("flags", *APPS),
-    "config": ("prepare", "loop", "flags", *APPS),
+    "config": ("prepare", "loop", "faithful", "flags", *APPS),
 }
 
 MODULES = [
@@ -147,6 +147,7 @@ SLOW = ("jax", "jaxlib", "flax", "orbax", "transformers", "faiss")
         "jaxval.flags",
         "jaxval.main",
         "jaxval.sample",
+        "jaxval.fidelity",
         "jaxval.devices",
     ],
 )

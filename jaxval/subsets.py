@@ -1,0 +1,140 @@
+"""One checkpoint -> its values on the whole corpus and on parts of it, by one encoding.
+
+A part's hits are searched among those of the corpus's vectors that it has, chunk by chunk,
+so that any number of parts costs one encoding, and a chunk of vectors is all that is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxval.checkpoints.restore import Restored
+from jaxval.corpus.tokens import TokenStore
+from jaxval.encode import Chunk, matrix, place
+from jaxval.errors import UserError
+from jaxval.measures import evaluate
+from jaxval.records import Params, Progress
+from jaxval.search import FaissSearcher
+from jaxval.validate import Bench, JudgedSet, Stopwatch
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of a corpus, which may be all of it.
+
+    Attributes:
+      mask: [passages] bool, in document order.
+      tokens: of its passages, without padding.
+    """
+
+    mask: np.ndarray
+    tokens: int
+
+    @property
+    def passages(self) -> int:
+        """How many it has."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one checkpoint scored on each subset.
+
+    Attributes:
+      per_query: of each subset, measure name -> [queries] float64.
+      shared: stage -> seconds spent once for all subsets: restore, queries, passages.
+      own: of each subset, seconds of its searching and its measures.
+    """
+
+    per_query: tuple[Mapping[str, np.ndarray], ...]
+    shared: Mapping[str, float]
+    own: tuple[float, ...]
+
+
+def subset(corpus: TokenStore, rows: np.ndarray) -> Subset:
+    """The subset of these rows; [n] int64, in any order."""
+    mask = np.zeros(corpus.count, bool)
+    mask[rows] = True
+    return Subset(mask, int(corpus.lengths[mask[corpus.rows]].sum(dtype=np.int64)))
+
+
+def attempt(
+    label: str, restored: Restored, bench: Bench, subsets: Sequence[Subset], progress: Progress
+) -> Trial:
+    """Puts one checkpoint to each subset of the bench's first corpus, by its first set.
+
+    Raises:
+      NonFiniteError: the encoder made NaN of finite parameters.
+      UserError: the device has too little memory.
+    """
+    watch = Stopwatch({"restore": restored.seconds})
+    try:
+        with watch("restore"):
+            params = place(restored.params, bench.devices)
+        return _attempt(label, params, bench, subsets, watch, progress)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device has too little memory: lower --batch_tokens, choose another by"
+            " --devices, or --dtype=bfloat16"
+        ) from error
+
+
+def _attempt(
+    label: str,
+    params: Params,
+    bench: Bench,
+    subsets: Sequence[Subset],
+    watch: Stopwatch,
+    progress: Progress,
+) -> Trial:
+    corpus, judged = bench.rounds[0].corpus, bench.rounds[0].sets[0]
+    with watch("queries"):
+        bar = progress(f"{label}: encoding queries", judged.queries.count)
+        found = bench.query_tower.chunks(params, judged.queries, bar)
+        queries = matrix(found, judged.queries.count)
+    parts = [_Part(each, queries, bench) for each in subsets]
+    bar = progress(f"{label}: encoding passages", corpus.count)
+    chunks = bench.passage_tower.chunks(params, corpus, bar)
+    while True:
+        with watch("passages"):
+            chunk = next(chunks, None)
+        if chunk is None:
+            break
+        for part in parts:
+            part.add(chunk)
+    values = tuple(part.values(bench, judged) for part in parts)
+    return Trial(values, watch.seconds, tuple(part.seconds for part in parts))
+
+
+class _Part:
+    """The search in one subset, and how long it takes."""
+
+    def __init__(self, subset: Subset, queries: np.ndarray, bench: Bench):
+        self._mask = subset.mask
+        self._watch = Stopwatch({"own": 0.0})
+        self._searcher = FaissSearcher(
+            queries, bench.depth, bench.similarity, dtype=bench.index_dtype
+        )
+
+    @property
+    def seconds(self) -> float:
+        return self._watch.seconds["own"]
+
+    def add(self, chunk: Chunk) -> None:
+        with self._watch("own"):
+            here = self._mask[chunk.rows]
+            if here.all():
+                self._searcher.add(chunk.vectors, chunk.rows)
+            elif here.any():
+                self._searcher.add(chunk.vectors[here], chunk.rows[here])
+
+    def values(self, bench: Bench, judged: JudgedSet) -> dict[str, np.ndarray]:
+        with self._watch("own"):
+            hits = self._searcher.hits()
+            return evaluate(bench.measures, judged.qrels, judged.query_ids, hits)
