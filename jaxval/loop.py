@@ -271,16 +271,15 @@ class Session:
         """Puts it in its place among its series, the best first; the earlier of equals."""
         ranking = self._ranking.setdefault(validation.series, [])
         ranking.append(validation)
-        measure = self._select_by.measure
-        ranking.sort(key=lambda one: -one.measures[measure])
+        ranking.sort(key=self._select_by.worth, reverse=True)
         del ranking[max(1, self._config.keep_best) :]
 
     def _ranks_for_export(self, validation: Validation) -> bool:
         if self._config.keep_best == 0 or validation.series != self._select_by.series:
             return False
         ranking = self._ranking.get(validation.series, [])
-        measure = self._select_by.measure
-        ahead = sum(one.measures[measure] >= validation.measures[measure] for one in ranking)
+        worth = self._select_by.worth
+        ahead = sum(worth(one) >= worth(validation) for one in ranking)
         return ahead < self._config.keep_best
 
     def _prune(self) -> None:
@@ -452,7 +451,7 @@ def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
         JsonLines(config.output_dir / "metrics.jsonl"),
         TensorBoard(config.output_dir / "tensorboard"),
         SignalFile(config.output_dir, prepared.select_by, config.patience),
-        Console(series, measures, prepared.select_by.measure),
+        Console(series, measures, prepared.select_by),
     ]
 
 

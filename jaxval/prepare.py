@@ -126,13 +126,14 @@ def _select_by(text: str | None, bench: Bench) -> SelectBy:
     """What `NAME:MEASURE` names; by default the first set and its first measure."""
     name, _, measure = (text or f"{bench.sets[0].name}:{bench.measures[0]}").partition(":")
     series = {judged.name: judged.series for judged in bench.sets}
-    measures = [str(one) for one in bench.measures]
+    measures = {str(one): one for one in bench.measures}
     if name not in series or measure not in measures:
         raise UserError(
             f"--select_by={text} must be NAME:MEASURE, a name of --dataset"
             f" ({', '.join(series)}) and one of --measures ({', '.join(measures)})"
         )
-    return SelectBy(name, series[name], measure)
+    lower_is_better = measuring.lower_is_better(measures[measure])
+    return SelectBy(name, series[name], measure, lower_is_better)
 
 
 def _encoding(config: Config) -> _Encoding:
