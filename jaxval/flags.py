@@ -66,7 +66,10 @@ _ORDER = flags.DEFINE_enum(
     " or only the latest, skipping those before it.",
 )
 _RETRY_FAILED = flags.DEFINE_bool(
-    "retry_failed", False, "Try again what failed in earlier runs, if it is still there."
+    "retry_failed",
+    False,
+    "Try again what failed in earlier runs, if it is still there. What --confirm screened out"
+    " counts as failed once --confirm is not given any more.",
 )
 _DATASET = flags.DEFINE_multi_string(
     "dataset",
@@ -188,7 +191,15 @@ _SELECT_BY = flags.DEFINE_string(
     "select_by",
     None,
     "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. None: the first"
-    " --dataset and the first of --measures.",
+    " --dataset (with --confirm the second) and the first of --measures.",
+)
+_CONFIRM = flags.DEFINE_enum(
+    "confirm",
+    None,
+    ["best"],
+    "Of two --dataset, a sample and then the whole, put every checkpoint to the sample, and to"
+    " the whole only those that are not significantly worse on the sample than the best so"
+    " far. None: every checkpoint is put to every set.",
 )
 _PATIENCE = flags.DEFINE_integer(
     "patience",
@@ -238,7 +249,7 @@ TOPICS: Topics = {
     ),
     "Devices": (_DEVICES, _BATCH_TOKENS),
     "Output": (_OUTPUT_DIR, _WRITE_RUN),
-    "Which is best, and what the trainer hears": (_SELECT_BY, _PATIENCE, _KEEP_BEST),
+    "Which is best, and what the trainer hears": (_SELECT_BY, _CONFIRM, _PATIENCE, _KEEP_BEST),
 }
 
 
@@ -295,6 +306,7 @@ def config() -> Config:
         output_dir=output_dir,
         write_run=_WRITE_RUN.value,
         select_by=_SELECT_BY.value,
+        confirm=_CONFIRM.value,
         patience=_PATIENCE.value,
         keep_best=_KEEP_BEST.value,
     )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxval import measures as measuring
 from jaxval.checkpoints.trees import flatten, show
 from jaxval.config import Config, Model
+from jaxval.confirm import Screening
 from jaxval.corpus import readers, tokenizer, tokens
 from jaxval.corpus.datasets import QuerySet, load_queries
 from jaxval.corpus.tokenizer import Tokenizer
@@ -34,11 +35,18 @@ _PASSAGE_LEN, _QUERY_LEN = 256, 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bench, what the ledger is to know about each of its series, and what decides."""
+    """A bench, what the ledger is to know about each of its series, and what decides.
+
+    Attributes:
+      bench, settings: of each series by its digest.
+      select_by: which checkpoint is best.
+      screening: which of them are put to the whole corpus; None for all.
+    """
 
     bench: Bench
     settings: dict[str, dict[str, Any]]
     select_by: SelectBy
+    screening: Screening | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ def prepare(
     judged = [
         _ready(files, queries, config, encoding, parsed, progress) for files, queries in sets
     ]
+    if config.confirm:
+        _check_sample(*[(one.name, corpus.count) for corpus, one, _ in judged])
     devices = open_devices()
     encoder = encoding.build(fastest(devices[0]))
     batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
@@ -118,13 +128,40 @@ def prepare(
         depth=search.depth,
         measures=tuple(parsed),
     )
-    select_by = _select_by(config.select_by, bench)
-    return Prepared(bench, {one.series: settings for _, one, settings in judged}, select_by)
+    select_by = _select_by(config.select_by, bench, bench.sets[-1 if config.confirm else 0])
+    screening = _screening(select_by, bench) if config.confirm else None
+    by_series = {one.series: settings for _, one, settings in judged}
+    return Prepared(bench, by_series, select_by, screening)
 
 
-def _select_by(text: str | None, bench: Bench) -> SelectBy:
-    """What `NAME:MEASURE` names; by default the first set and its first measure."""
-    name, _, measure = (text or f"{bench.sets[0].name}:{bench.measures[0]}").partition(":")
+def _check_sample(sample: tuple[str, int], whole: tuple[str, int]) -> None:
+    """Raises UserError unless the sample, a name and how many passages, is the smaller."""
+    if sample[1] >= whole[1]:
+        raise UserError(
+            f"--confirm: {sample[0]} has {sample[1]:,} passages and {whole[0]} {whole[1]:,}:"
+            " name the sample by the first --dataset, and the whole by the second"
+        )
+
+
+def _screening(select_by: SelectBy, bench: Bench) -> Screening:
+    """The first set screens for the second.
+
+    Raises:
+      UserError: it is not the second that decides.
+    """
+    sample, whole = bench.sets
+    if select_by.dataset != whole.name:
+        raise UserError(
+            f"--select_by={select_by.dataset}:{select_by.measure}: with --confirm the second"
+            f" --dataset decides: write --select_by={whole.name}:{select_by.measure}"
+        )
+    by_sample = replace(select_by, dataset=sample.name, series=sample.series)
+    return Screening(by_sample, select_by)
+
+
+def _select_by(text: str | None, bench: Bench, usual: JudgedSet) -> SelectBy:
+    """What `NAME:MEASURE` names; by default the usual set and its first measure."""
+    name, _, measure = (text or f"{usual.name}:{bench.measures[0]}").partition(":")
     series = {judged.name: judged.series for judged in bench.sets}
     measures = {str(one): one for one in bench.measures}
     if name not in series or measure not in measures:

@@ -198,6 +198,10 @@ class Standing:
     p_values: Mapping[str, float]
 
 
+SCREENED = "screened"
+"""The reason of a Failure that is none: --confirm found it not worth the whole corpus."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A checkpoint that has no value in a series, and why. A row of the ledger too.
@@ -205,8 +209,8 @@ class Failure:
     Attributes:
       checkpoint: which one; commit_ns is 0 for one that nobody saw.
       series: in which it has none.
-      reason: one of errors' reasons, or `skipped` (--order=latest went past it), or
-        `unseen` (by the steps around it, it came and went while no jaxval ran).
+      reason: one of errors' reasons, or `skipped` (--order=latest went past it), SCREENED,
+        or `unseen` (by the steps around it, it came and went while no jaxval ran).
       message: what a person should know.
     """
 

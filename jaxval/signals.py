@@ -44,7 +44,8 @@ class State:
       select_by: the measure that decides, as SET:MEASURE.
       best: the best so far, if anything was validated.
       values: step -> its value of select_by, of every validated step.
-      failed: steps that will never be validated: lost, corrupt or skipped.
+      failed: steps that will never be validated: lost, corrupt, skipped or screened
+        out.
       stop: whether training should stop.
       reason: why, for people.
       lower_is_better: whether the least of the values is the best.

@@ -104,6 +104,14 @@ def validate(
 ) -> Iterator[Outcome]:
     """Validates one checkpoint on the sets whose series are `wanted`.
 
+    Args:
+      checkpoint: which.
+      restored: its parameters.
+      bench: what it is put to, round by round.
+      wanted: looked at when a round begins, so that who takes the outcomes may take a later
+        set from it meanwhile.
+      progress: shows the encoding.
+
     Raises:
       NonFiniteError: the encoder made NaN of finite parameters.
       UserError: the device has too little memory.

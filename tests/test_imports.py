@@ -25,7 +25,7 @@ LAYERS = (
             "ranks",
             "ledger",
         ),
-        *("devices", "trackers", "signals", "significance", "config", "lock"),
+        *("devices", "trackers", "signals", "significance", "confirm", "config", "lock"),
     ),
     ("validate",),
     ("prepare",),
@@ -38,6 +38,7 @@ ARROWS = {
     ("encode", "corpus"),
     ("trackers", "signals"),
     ("trackers", "significance"),
+    ("confirm", "significance"),
     ("flags", "app"),
     ("measures", "ranks"),
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxval import signals
-from jaxval.records import Failure, SelectBy, Validation
+from jaxval.records import SCREENED, Failure, SelectBy, Validation
 from jaxval.significance import LEVEL, p_value
 
 
@@ -17,12 +17,21 @@ class SignalFile:
       output_dir: where the file lies.
       select_by: what decides.
       patience: validations without a significant gain after which to stop; None for never.
+        Whoever is screened out has made none.
+      sample: what screens, if anything does.
     """
 
-    def __init__(self, output_dir: Path, select_by: SelectBy, patience: int | None):
+    def __init__(
+        self,
+        output_dir: Path,
+        select_by: SelectBy,
+        patience: int | None,
+        sample: SelectBy | None = None,
+    ):
         self._output_dir = output_dir
         self._select_by = select_by
         self._patience = patience
+        self._sample = sample
         self._values: dict[int, float] = {}
         self._failed: set[int] = set()
         self._leader: Validation | None = None
@@ -31,8 +40,11 @@ class SignalFile:
 
     def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Tells what the ledger holds."""
+        screened = {one.checkpoint.identity for one in failures if self._is_screened(one)}
         for validation in past:
             self._take(validation)
+            if self._sample and validation.series == self._sample.series:
+                self._idle += validation.checkpoint.identity in screened
         for failure in failures:
             self._take_failure(failure)
         self._write()
@@ -45,6 +57,7 @@ class SignalFile:
     def fail(self, failure: Failure) -> None:
         """Tells that a step will have no value."""
         self._take_failure(failure)
+        self._idle += self._is_screened(failure)
         self._write()
 
     def end(self) -> None:
@@ -80,6 +93,9 @@ class SignalFile:
     def _take_failure(self, failure: Failure) -> None:
         if failure.series == self._select_by.series:
             self._failed.add(failure.checkpoint.step)
+
+    def _is_screened(self, failure: Failure) -> bool:
+        return failure.reason == SCREENED and failure.series == self._select_by.series
 
     def _write(self) -> None:
         stop = self._patience is not None and self._idle >= self._patience
