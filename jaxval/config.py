@@ -107,12 +107,13 @@ class Texts:
 @dataclass(frozen=True)
 class Search:
     """Attributes: similarity is `dot` or `cosine`, index_dtype one of search.DTYPES; depth
-    is hits a query."""
+    is hits a query; rerank is a run whose passages alone are scored, each for its query."""
 
     similarity: str
     index_dtype: str
     depth: int
     measures: tuple[str, ...]
+    rerank: Path | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,11 @@ class Config:
     keep_best: int
 
     def __post_init__(self) -> None:
+        if self.confirm and self.search.rerank:
+            raise UserError(
+                "--confirm and --rerank do not go together: the whole corpus would be"
+                " re-ranked too, not searched; drop one of them"
+            )
         if self.confirm and len(self.datasets) != 2:
             raise UserError(
                 f"--confirm={self.confirm} needs two --dataset: first the sample (which"

@@ -81,7 +81,15 @@ _DATASET = flags.DEFINE_multi_string(
 _MEASURES = flags.DEFINE_string(
     "measures",
     "RR@10,nDCG@10,R@100",
-    "Measures, as ir_measures names them.",
+    "Measures, as ir_measures names them, or AvgRank: the mean rank of the relevant passages,"
+    " of which lower is better.",
+)
+_RERANK = flags.DEFINE_string(
+    "rerank",
+    "",
+    "A run file in the form of TREC or MS MARCO, plain or .gz. Only the passages that it ranks"
+    " --depth or higher are encoded, and each is scored for those queries alone that it was"
+    " ranked for. Empty: search the whole corpus.",
 )
 _DEPTH = flags.DEFINE_integer(
     "depth", 100, "Passages kept for each query.", lower_bound=1, upper_bound=100_000
@@ -228,7 +236,14 @@ TOPICS: Topics = {
         _MAX_PINNED_GIB,
         _HOST_CHECKPOINTS,
     ),
-    "What they are put to": (_DATASET, _MEASURES, _DEPTH, _SIMILARITY, _INDEX_DTYPE),
+    "What they are put to": (
+        _DATASET,
+        _RERANK,
+        _MEASURES,
+        _DEPTH,
+        _SIMILARITY,
+        _INDEX_DTYPE,
+    ),
     "The encoder": (
         _MODEL,
         _ENCODER,
@@ -301,6 +316,7 @@ def config() -> Config:
             index_dtype=_INDEX_DTYPE.value,
             depth=_DEPTH.value,
             measures=_split(_MEASURES.value),
+            rerank=Path(_RERANK.value).expanduser() if _RERANK.value else None,
         ),
         batch_tokens=_BATCH_TOKENS.value,
         output_dir=output_dir,

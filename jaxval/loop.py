@@ -454,7 +454,8 @@ def _say_what_changed(
     if not earlier or series in earlier:
         return
     last = list(earlier.values())[-1]
-    changed = [name for name, value in settings.items() if last.get(name) != value]
+    names = dict.fromkeys([*settings, *last])
+    changed = [name for name in names if last.get(name) != settings.get(name)]
     _LOG.warning(
         "%s: another %s than before, so a new series begins (%s). The results of the earlier"
         " %d stay in the ledger, apart from these",
