@@ -100,7 +100,8 @@ def _kendall(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
     dots = (one * other).sum(1)
-    return np.divide(dots, norms, out=np.full(len(one), np.nan), where=norms > 0)
+    cosines: np.ndarray = np.divide(dots, norms, out=np.full(len(one), np.nan), where=norms > 0)
+    return cosines
 
 
 def _all(whole: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:

@@ -107,12 +107,13 @@ class Texts:
 @dataclass(frozen=True)
 class Search:
     """Attributes: similarity is `dot` or `cosine`, index_dtype one of search.DTYPES; depth
-    is hits a query."""
+    is hits a query; rerank is a run whose passages alone are scored, each for its query."""
 
     similarity: str
     index_dtype: str
     depth: int
     measures: tuple[str, ...]
+    rerank: Path | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ class Config:
       batch_tokens: tokens a batch a device, padding included; None for what suits the
         device.
       write_run: `trec` or `msmarco` to write run files; None for none.
-      select_by: NAME:MEASURE that decides which checkpoint is best; None for the first.
+      select_by: NAME:MEASURE that decides which checkpoint is best; None for the first, or
+        with `confirm` for the second set.
+      confirm: `best` to put a checkpoint to the second set only if it may be the best by the
+        first, which is a sample; None to put every one to every set.
       patience: validations without a significant gain before the trainer is told to stop;
         None for never.
       keep_best: how many of the best checkpoints are exported.
@@ -138,5 +142,18 @@ class Config:
     output_dir: Path
     write_run: str | None
     select_by: str | None
+    confirm: str | None
     patience: int | None
     keep_best: int
+
+    def __post_init__(self) -> None:
+        if self.confirm and self.search.rerank:
+            raise UserError(
+                "--confirm and --rerank do not go together: the whole corpus would be"
+                " re-ranked too, not searched; drop one of them"
+            )
+        if self.confirm and len(self.datasets) != 2:
+            raise UserError(
+                f"--confirm={self.confirm} needs two --dataset: first the sample (which"
+                " python -m jaxval.sample writes), then the whole"
+            )

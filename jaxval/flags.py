@@ -66,7 +66,10 @@ _ORDER = flags.DEFINE_enum(
     " or only the latest, skipping those before it.",
 )
 _RETRY_FAILED = flags.DEFINE_bool(
-    "retry_failed", False, "Try again what failed in earlier runs, if it is still there."
+    "retry_failed",
+    False,
+    "Try again what failed in earlier runs, if it is still there. What --confirm screened out"
+    " counts as failed once --confirm is not given any more.",
 )
 _DATASET = flags.DEFINE_multi_string(
     "dataset",
@@ -78,7 +81,15 @@ _DATASET = flags.DEFINE_multi_string(
 _MEASURES = flags.DEFINE_string(
     "measures",
     "RR@10,nDCG@10,R@100",
-    "Measures, as ir_measures names them.",
+    "Measures, as ir_measures names them, or AvgRank: the mean rank of the relevant passages,"
+    " of which lower is better.",
+)
+_RERANK = flags.DEFINE_string(
+    "rerank",
+    "",
+    "A run file in the form of TREC or MS MARCO, plain or .gz. Only the passages that it ranks"
+    " --depth or higher are encoded, and each is scored for those queries alone that it was"
+    " ranked for. Empty: search the whole corpus.",
 )
 _DEPTH = flags.DEFINE_integer(
     "depth", 100, "Passages kept for each query.", lower_bound=1, upper_bound=100_000
@@ -190,7 +201,15 @@ _SELECT_BY = flags.DEFINE_string(
     "select_by",
     None,
     "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. None: the first"
-    " --dataset and the first of --measures.",
+    " --dataset (with --confirm the second) and the first of --measures.",
+)
+_CONFIRM = flags.DEFINE_enum(
+    "confirm",
+    None,
+    ["best"],
+    "Of two --dataset, a sample and then the whole, put every checkpoint to the sample, and to"
+    " the whole only those that are not significantly worse on the sample than the best so"
+    " far. None: every checkpoint is put to every set.",
 )
 _PATIENCE = flags.DEFINE_integer(
     "patience",
@@ -219,7 +238,14 @@ TOPICS: Topics = {
         _MAX_PINNED_GIB,
         _HOST_CHECKPOINTS,
     ),
-    "What they are put to": (_DATASET, _MEASURES, _DEPTH, _SIMILARITY, _INDEX_DTYPE),
+    "What they are put to": (
+        _DATASET,
+        _RERANK,
+        _MEASURES,
+        _DEPTH,
+        _SIMILARITY,
+        _INDEX_DTYPE,
+    ),
     "The encoder": (
         _MODEL,
         _ENCODER,
@@ -240,7 +266,7 @@ TOPICS: Topics = {
     ),
     "Devices": (_DEVICES, _BATCH_TOKENS),
     "Output": (_OUTPUT_DIR, _WRITE_RUN),
-    "Which is best, and what the trainer hears": (_SELECT_BY, _PATIENCE, _KEEP_BEST),
+    "Which is best, and what the trainer hears": (_SELECT_BY, _CONFIRM, _PATIENCE, _KEEP_BEST),
 }
 
 
@@ -292,11 +318,13 @@ def config() -> Config:
             index_dtype=_INDEX_DTYPE.value,
             depth=_DEPTH.value,
             measures=_split(_MEASURES.value),
+            rerank=Path(_RERANK.value).expanduser() if _RERANK.value else None,
         ),
         batch_tokens=_BATCH_TOKENS.value,
         output_dir=output_dir,
         write_run=_WRITE_RUN.value,
         select_by=_SELECT_BY.value,
+        confirm=_CONFIRM.value,
         patience=_PATIENCE.value,
         keep_best=_KEEP_BEST.value,
     )

@@ -144,8 +144,9 @@ class Ledger:
         )
         return found.fetchone() is not None
 
-    def commit(self, validation: Validation) -> None:
-        """Writes one validation with all its values, in one transaction."""
+    def commit(self, validation: Validation, failures: Sequence[Failure] = ()) -> None:
+        """Writes one validation with all its values, and failures that follow from it, in
+        one transaction."""
         if validation.standing is None:
             raise ValueError("a validation is compared before it is committed")
         checkpoint, standing = validation.checkpoint, validation.standing
@@ -172,33 +173,33 @@ class Ledger:
                     "per_query": values.astype("<f8").tobytes(),
                 }
                 self._insert("measure", measure)
+            self._insert_failures(failures)
 
     def fail(self, failures: Sequence[Failure]) -> None:
         """Writes failures, all or none; one that stands there already is left as it is."""
         with self._atomic():
-            for failure in failures:
-                row = {
-                    "series": failure.series,
-                    **_columns(failure.checkpoint),
-                    "reason": failure.reason,
-                    "message": failure.message,
-                }
-                self._insert("failure", row, "OR IGNORE")
+            self._insert_failures(failures)
 
     def forget_failures(
-        self, series: Sequence[str], among: Collection[tuple[str, int]] | None = None
+        self,
+        series: Sequence[str],
+        among: Collection[tuple[str, int]] | None = None,
+        *,
+        but: Collection[str] = (),
     ) -> int:
         """Removes the failures of these series, so that they are tried again; how many.
 
         Args:
           series: digests.
           among: identities of checkpoints; only theirs are removed. None for all.
+          but: reasons; failures of these stay.
         """
         with self._atomic():
             found = [
                 (row["id"],)
                 for row in self._rows("SELECT * FROM failure")
                 if row["series"] in series
+                and row["reason"] not in but
                 and (among is None or _checkpoint(row).identity in among)
             ]
             self._db.executemany("DELETE FROM failure WHERE id = ?", found)
@@ -231,6 +232,16 @@ class Ledger:
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         sql = f"INSERT {conflict} INTO {table} ({names}) VALUES ({marks})"
         return self._db.execute(sql, tuple(row.values())).lastrowid
+
+    def _insert_failures(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            row = {
+                "series": failure.series,
+                **_columns(failure.checkpoint),
+                "reason": failure.reason,
+                "message": failure.message,
+            }
+            self._insert("failure", row, "OR IGNORE")
 
     def _read(self, row: sqlite3.Row) -> Validation:
         measures = self._rows(

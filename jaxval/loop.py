@@ -23,7 +23,15 @@ from jaxval.config import Config
 from jaxval.errors import CheckpointError, MismatchError, UnreadableError
 from jaxval.ledger import Ledger
 from jaxval.prepare import Prepared, prepare
-from jaxval.records import Checkpoint, Failure, Progress, Standing, Tracker, Validation
+from jaxval.records import (
+    SCREENED,
+    Checkpoint,
+    Failure,
+    Progress,
+    Standing,
+    Tracker,
+    Validation,
+)
 from jaxval.significance import compare
 from jaxval.trackers.console import Console, progress
 from jaxval.trackers.jsonl import JsonLines
@@ -85,6 +93,7 @@ class Tally:
     corrupt: int = 0
     unreadable: int = 0
     skipped: int = 0
+    screened: int = 0
     retried: int = 0
 
     def count(self, reason: str) -> None:
@@ -100,6 +109,7 @@ class Tally:
         parts = [f"{self.validated} validated", f"{self.known} already in the ledger"]
         parts += [f"{self.lost} lost", f"{self.corrupt} corrupt", f"{self.retried} retried"]
         parts += [f"{self.skipped} skipped"] * bool(self.skipped)
+        parts += [f"{self.screened} screened out"] * bool(self.screened)
         parts += [f"{self.unreadable} unreadable"] * bool(self.unreadable)
         return ", ".join(parts)
 
@@ -120,6 +130,7 @@ def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Devic
             session.consume()
         finally:
             session.end()
+            _say_saved(prepared, ledger)
             _say_where(config, session.tally)
     return 1 if session.tally.corrupt or session.tally.unreadable else 0
 
@@ -144,6 +155,7 @@ class Session:
         self._source = source
         self._bench: Bench = prepared.bench
         self._select_by = prepared.select_by
+        self._screening = prepared.screening
         self._ledger = ledger
         self._trackers = trackers
         self._progress = progress
@@ -237,27 +249,44 @@ class Session:
     def _validate(self, checkpoint: Checkpoint, wanted: set[str]) -> None:
         restored = self._ahead.take(checkpoint)
         self._fits(restored)
-        for outcome in validate(
-            checkpoint, restored, self._bench, frozenset(wanted), self._progress
-        ):
+        for outcome in validate(checkpoint, restored, self._bench, wanted, self._progress):
             self._wait_for_room(_bytes(restored) if self._config.keep_best else 0)
             with _undisturbed():
-                self._keep(outcome, restored)
-                wanted.discard(outcome.validation.series)
+                # It is validated on the sample first; what is screened out ends there.
+                wanted -= self._keep(outcome, restored)
                 self.tally.validated += not wanted
 
-    def _keep(self, outcome: Outcome, restored: Restored) -> None:
-        """Files first: once the row is there, nothing of the result may be missing."""
+    def _keep(self, outcome: Outcome, restored: Restored) -> set[str]:
+        """Files first: once the row is there, nothing of the result may be missing.
+
+        Returns:
+          The series in which this checkpoint has its row now.
+        """
         validation = self._compared(outcome.validation)
+        screened = self._screened(validation)
         if self._config.write_run:
             _write_run(self._config, outcome)
         if self._ranks_for_export(validation):
             self._exports.export(validation.checkpoint, restored.params)
-        self._ledger.commit(validation)
+        self._ledger.commit(validation, screened)
         self._rank(validation)
         self._prune()
         for tracker in self._trackers:
             _mirror(tracker.record, validation)
+        self._tell(screened)
+        self.tally.screened += len(screened)
+        return {validation.series, *(failure.series for failure in screened)}
+
+    def _screened(self, validation: Validation) -> list[Failure]:
+        """That it is not to be confirmed, unless it is, or there is nothing to say."""
+        screening = self._screening
+        if screening is None or validation.series != screening.sample.series:
+            return []
+        if self._ledger.holds(validation.checkpoint, screening.whole.series):
+            return []
+        best = next(iter(self._ranking.get(validation.series, [])), None)
+        failure = screening.verdict(validation, best)
+        return [failure] if failure else []
 
     def _compared(self, validation: Validation) -> Validation:
         """With how it stands against the best of its series so far."""
@@ -271,16 +300,15 @@ class Session:
         """Puts it in its place among its series, the best first; the earlier of equals."""
         ranking = self._ranking.setdefault(validation.series, [])
         ranking.append(validation)
-        measure = self._select_by.measure
-        ranking.sort(key=lambda one: -one.measures[measure])
+        ranking.sort(key=self._select_by.worth, reverse=True)
         del ranking[max(1, self._config.keep_best) :]
 
     def _ranks_for_export(self, validation: Validation) -> bool:
         if self._config.keep_best == 0 or validation.series != self._select_by.series:
             return False
         ranking = self._ranking.get(validation.series, [])
-        measure = self._select_by.measure
-        ahead = sum(one.measures[measure] >= validation.measures[measure] for one in ranking)
+        worth = self._select_by.worth
+        ahead = sum(worth(one) >= worth(validation) for one in ranking)
         return ahead < self._config.keep_best
 
     def _prune(self) -> None:
@@ -325,10 +353,13 @@ class Session:
         with _undisturbed():
             self._ledger.fail(failures)
             self.tally.count(reason)
-            for tracker in self._trackers:
-                for failure in failures:
-                    _mirror(tracker.fail, failure)
+            self._tell(failures)
         self._source.done(checkpoint)
+
+    def _tell(self, failures: Sequence[Failure]) -> None:
+        for tracker in self._trackers:
+            for failure in failures:
+                _mirror(tracker.fail, failure)
 
     def _note_gap(self) -> None:
         """Records, once, the steps that came and went before this run began, or before an
@@ -412,7 +443,8 @@ def _open_series(config: Config, source: Source, prepared: Prepared, ledger: Led
         ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
     if config.watching.retry_failed:
         there = {one.identity for one in source.waiting()}  # what is lost stays so
-        forgotten = ledger.forget_failures(list(prepared.settings), there)
+        kept = [SCREENED] if prepared.screening else []
+        forgotten = ledger.forget_failures(list(prepared.settings), there, but=kept)
         _LOG.info("%d failures of earlier runs are tried again", forgotten)
 
 
@@ -422,7 +454,8 @@ def _say_what_changed(
     if not earlier or series in earlier:
         return
     last = list(earlier.values())[-1]
-    changed = [name for name, value in settings.items() if last.get(name) != value]
+    names = dict.fromkeys([*settings, *last])
+    changed = [name for name in names if last.get(name) != settings.get(name)]
     _LOG.warning(
         "%s: another %s than before, so a new series begins (%s). The results of the earlier"
         " %d stay in the ledger, apart from these",
@@ -447,13 +480,19 @@ def _write_run(config: Config, outcome: Outcome) -> None:
 
 def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
     series = {judged.series for judged in prepared.bench.sets}
+    sample = prepared.screening.sample if prepared.screening else None
     measures = [str(measure) for measure in prepared.bench.measures]
     return [
         JsonLines(config.output_dir / "metrics.jsonl"),
         TensorBoard(config.output_dir / "tensorboard"),
-        SignalFile(config.output_dir, prepared.select_by, config.patience),
-        Console(series, measures, prepared.select_by.measure),
+        SignalFile(config.output_dir, prepared.select_by, config.patience, sample),
+        Console(series, measures, prepared.select_by),
     ]
+
+
+def _say_saved(prepared: Prepared, ledger: Ledger) -> None:
+    if prepared.screening:
+        print(prepared.screening.saved(ledger.validations(), ledger.failures()))
 
 
 def _say_where(config: Config, tally: Tally) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import ir_measures
 import numpy as np
@@ -12,6 +12,22 @@ from jaxval import ranks
 from jaxval.errors import UserError
 from jaxval.ranks import RowQrels
 from jaxval.records import Hits
+
+
+class _AvgRank(ir_measures.measures.Measure):  # type: ignore[misc]
+    """The mean rank of a query's relevant passages; lower is better.
+
+    As DPR validates (Karpukhin et al., Dense Passage Retrieval for Open-Domain Question
+    Answering, EMNLP 2020, and its code): each is ranked among the passages that are
+    searched, or re-ranked. One that is not found counts as right behind the last place,
+    depth + 1.
+    """
+
+    NAME = __name__ = "AvgRank"
+    SUPPORTED_PARAMS: ClassVar = {"rel": ir_measures.measures.ParamInfo(dtype=int, default=1)}
+
+
+ir_measures.measures.register(_AvgRank())
 
 _TRIAL_QRELS = {"0": {"0": 1, "1": 0}}
 _TRIAL_RUN = {"0": {"1": 2.0, "0": 1.0}}
@@ -27,6 +43,11 @@ def parse(names: Sequence[str], depth: int) -> list[Any]:
     if not names:
         raise UserError("--measures is empty: name at least one, e.g. --measures=RR@10")
     return [_parse(name, depth) for name in names]
+
+
+def lower_is_better(measure: Any) -> bool:
+    """Whether the lower of two values is the better one; of ir_measures' own, of none."""
+    return isinstance(measure, _AvgRank)
 
 
 def evaluate(
@@ -57,8 +78,9 @@ def _by_ir_measures(
     depth = hits.rows.shape[1]
     scores = [float(depth - rank) for rank in range(depth)]
     run = {
-        str(i): dict(zip(map(str, rows.tolist()), scores, strict=True))
-        for i, rows in enumerate(hits.rows)
+        str(i): dict(zip(map(str, rows[:count].tolist()), scores, strict=False))
+        for i, (rows, count) in enumerate(zip(hits.rows, hits.counts, strict=True))
+        if count
     }
     # On a query whose grades are all below 0, pytrec_eval never returns.
     judged = {
@@ -74,7 +96,9 @@ def _by_ir_measures(
 def _parse(name: str, depth: int) -> Any:
     try:
         measure = ir_measures.parse_measure(name)
-        list(ir_measures.iter_calc([measure], _TRIAL_QRELS, _TRIAL_RUN))
+        measure.validate_params()
+        if not ranks.computes(measure):
+            list(ir_measures.iter_calc([measure], _TRIAL_QRELS, _TRIAL_RUN))
     except Exception as error:
         why = " ".join(str(error).split())
         if "cutoff=<" in why:  # ir_measures shows its placeholder

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxval import measures as measuring
 from jaxval.checkpoints.trees import flatten, show
-from jaxval.config import Config, Model
+from jaxval.config import Config, Model, Search
+from jaxval.confirm import Screening
 from jaxval.corpus import readers, tokenizer, tokens
 from jaxval.corpus.datasets import QuerySet, load_queries
+from jaxval.corpus.runs import Candidates, read_run
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.encode import Tower, default_batch_tokens
@@ -25,7 +28,7 @@ from jaxval.encoders import adapter, folder
 from jaxval.encoders.attention import Attend, fastest, plain
 from jaxval.encoders.entries import Limit
 from jaxval.errors import DataError, EncoderError, UserError
-from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy
+from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy, Text
 from jaxval.validate import Bench, JudgedSet, Round
 
 _LOG = logging.getLogger(__name__)
@@ -35,11 +38,18 @@ _PASSAGE_LEN, _QUERY_LEN = 256, 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bench, what the ledger is to know about each of its series, and what decides."""
+    """A bench, what the ledger is to know about each of its series, and what decides.
+
+    Attributes:
+      bench, settings: of each series by its digest.
+      select_by: which checkpoint is best.
+      screening: which of them are put to the whole corpus; None for all.
+    """
 
     bench: Bench
     settings: dict[str, dict[str, Any]]
     select_by: SelectBy
+    screening: Screening | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,8 @@ def prepare(
     judged = [
         _ready(files, queries, config, encoding, parsed, progress) for files, queries in sets
     ]
+    if config.confirm:
+        _check_sample(*[(one.name, corpus.count) for corpus, one, _ in judged])
     devices = open_devices()
     encoder = encoding.build(fastest(devices[0]))
     batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
@@ -122,21 +134,49 @@ def prepare(
         depth=search.depth,
         measures=tuple(parsed),
     )
-    select_by = _select_by(config.select_by, bench)
-    return Prepared(bench, {one.series: settings for _, one, settings in judged}, select_by)
+    select_by = _select_by(config.select_by, bench, bench.sets[-1 if config.confirm else 0])
+    screening = _screening(select_by, bench) if config.confirm else None
+    by_series = {one.series: settings for _, one, settings in judged}
+    return Prepared(bench, by_series, select_by, screening)
 
 
-def _select_by(text: str | None, bench: Bench) -> SelectBy:
-    """What `NAME:MEASURE` names; by default the first set and its first measure."""
-    name, _, measure = (text or f"{bench.sets[0].name}:{bench.measures[0]}").partition(":")
+def _check_sample(sample: tuple[str, int], whole: tuple[str, int]) -> None:
+    """Raises UserError unless the sample, a name and how many passages, is the smaller."""
+    if sample[1] >= whole[1]:
+        raise UserError(
+            f"--confirm: {sample[0]} has {sample[1]:,} passages and {whole[0]} {whole[1]:,}:"
+            " name the sample by the first --dataset, and the whole by the second"
+        )
+
+
+def _screening(select_by: SelectBy, bench: Bench) -> Screening:
+    """The first set screens for the second.
+
+    Raises:
+      UserError: it is not the second that decides.
+    """
+    sample, whole = bench.sets
+    if select_by.dataset != whole.name:
+        raise UserError(
+            f"--select_by={select_by.dataset}:{select_by.measure}: with --confirm the second"
+            f" --dataset decides: write --select_by={whole.name}:{select_by.measure}"
+        )
+    by_sample = replace(select_by, dataset=sample.name, series=sample.series)
+    return Screening(by_sample, select_by)
+
+
+def _select_by(text: str | None, bench: Bench, usual: JudgedSet) -> SelectBy:
+    """What `NAME:MEASURE` names; by default the usual set and its first measure."""
+    name, _, measure = (text or f"{usual.name}:{bench.measures[0]}").partition(":")
     series = {judged.name: judged.series for judged in bench.sets}
-    measures = [str(one) for one in bench.measures]
+    measures = {str(one): one for one in bench.measures}
     if name not in series or measure not in measures:
         raise UserError(
             f"--select_by={text} must be NAME:MEASURE, a name of --dataset"
             f" ({', '.join(series)}) and one of --measures ({', '.join(measures)})"
         )
-    return SelectBy(name, series[name], measure)
+    lower_is_better = measuring.lower_is_better(measures[measure])
+    return SelectBy(name, series[name], measure, lower_is_better)
 
 
 def _encoding(config: Config) -> _Encoding:
@@ -237,14 +277,16 @@ def _ready(
     progress: Progress,
 ) -> tuple[TokenStore, JudgedSet, dict[str, Any]]:
     """A set's corpus and queries tokenized, its qrels in rows, its series named."""
+    named = _candidates(config.search, queries)
     origin = readers.digest(files.corpus)
-    corpus = _tokenize_corpus(files, origin, config, encoding, progress)
+    corpus = _tokenize_corpus(files, origin, named, config, encoding, progress)
     stored = _tokenize_queries(files, queries, config, encoding, progress)
     rows = corpus.find(sorted({doc for grades in queries.qrels.values() for doc in grades}))
-    _report(queries, stored, corpus, rows)
+    _report(queries, stored, corpus, rows, "in the corpus" if named is None else "candidates")
     if not rows:
+        where = files.corpus if named is None else f"{config.search.rerank} and {files.corpus}"
         raise DataError(
-            f"--dataset={files.name}: none of the judged documents is in {files.corpus}:"
+            f"--dataset={files.name}: none of the judged documents is in {where}:"
             f" do {files.qrels} and the corpus use the same ids?"
         )
     settings = {
@@ -260,6 +302,8 @@ def _ready(
         "depth": config.search.depth,
         "measures": sorted(map(str, measures)),
     }
+    if named is not None:
+        settings["candidates"] = _digest({query: sorted(ids) for query, ids in named.items()})
     judged = JudgedSet(
         name=files.name,
         series=_digest(settings),
@@ -272,16 +316,71 @@ def _ready(
             }
             for query, grades in queries.qrels.items()
         },
+        candidates=None if named is None else _in_rows(queries, named, corpus),
     )
     return corpus, judged, settings
 
 
+def _candidates(search: Search, queries: QuerySet) -> Candidates | None:
+    """Of each query, the passages that are scored; None for all."""
+    if search.rerank is None:
+        return None
+    run = read_run(search.rerank, search.depth, queries.qrels)
+    without = len(queries.texts) - len(run.hits)
+    if without:
+        remark = "%s: of %d judged queries %d are not in %s and find nothing"
+        _LOG.warning(remark, queries.name, len(queries.texts), without, search.rerank)
+    return run.hits
+
+
+def _among(
+    texts: Iterable[Text], ids: Collection[str], flag: str, files: DatasetFiles
+) -> Iterator[Text]:
+    """Those of these ids; DataError if there is none."""
+    found = 0
+    for text in texts:
+        if text.id in ids:
+            found += 1
+            yield text
+    if not found:
+        raise DataError(
+            f"{flag}: none of the passages it names ({min(ids)!r}, …) is in {files.corpus}:"
+            " name a run of this corpus"
+        )
+
+
+def _in_rows(
+    queries: QuerySet, named: Candidates, corpus: TokenStore
+) -> tuple[np.ndarray, ...]:
+    """The candidates of each query, as rows of the corpus."""
+    ids = sorted({id_ for passages in named.values() for id_ in passages})
+    rows = corpus.find(ids)
+    if len(rows) < len(ids):
+        remark = "%s: of %d candidates %d are not in the corpus and are left out"
+        _LOG.warning(remark, queries.name, len(ids), len(ids) - len(rows))
+    return tuple(
+        np.array([rows[id_] for id_ in named.get(text.id, ()) if id_ in rows], np.int64)
+        for text in queries.texts
+    )
+
+
 def _tokenize_corpus(
-    files: DatasetFiles, origin: str, config: Config, encoding: _Encoding, progress: Progress
+    files: DatasetFiles,
+    origin: str,
+    named: Candidates | None,
+    config: Config,
+    encoding: _Encoding,
+    progress: Progress,
 ) -> TokenStore:
+    """The corpus, or of it the candidates alone."""
+    texts = readers.read_texts(files.corpus)
+    if named is not None:
+        ids = frozenset(id_ for passages in named.values() for id_ in passages)
+        texts = _among(texts, ids, f"--rerank={config.search.rerank}", files)
+        origin = _digest([origin, sorted(ids)])
     return tokens.open_or_build(
         config.texts.token_dir,
-        readers.read_texts(files.corpus),
+        texts,
         origin,
         encoding.tokenizer,
         encoding.passages,
@@ -309,7 +408,11 @@ def _tokenize_queries(
 
 
 def _report(
-    queries: QuerySet, stored: TokenStore, corpus: TokenStore, rows: dict[str, int]
+    queries: QuerySet,
+    stored: TokenStore,
+    corpus: TokenStore,
+    rows: dict[str, int],
+    where: str,
 ) -> None:
     """Says what the set holds, and everything about it that is left out or looks wrong."""
     judged = {doc for grades in queries.qrels.values() for doc in grades}
@@ -329,7 +432,7 @@ def _report(
             len(queries.texts),
             irrelevant,
         ),
-        "of %d judged documents %d are not in the corpus; they count as never found": (
+        f"of %d judged documents %d are not {where}; they count as never found": (
             len(judged),
             len(judged) - len(rows),
         ),

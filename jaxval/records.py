@@ -149,21 +149,38 @@ class Hits:
     """The best passages of each query, best first; ties stand in document order.
 
     Attributes:
-      scores: [queries, depth] float32.
-      rows: [queries, depth] int64. depth is at most the corpus's size: no row is a filler.
+      scores: [queries, depth] float32; -inf beyond a query's last hit.
+      rows: [queries, depth] int64; -1 beyond a query's last hit. Only where each query has
+        candidates of its own may one have fewer hits than another.
     """
 
     scores: np.ndarray
     rows: np.ndarray
 
+    @property
+    def counts(self) -> np.ndarray:
+        """[queries]: how many hits each has; they stand first."""
+        counts: np.ndarray = (self.rows >= 0).sum(1)
+        return counts
+
 
 @dataclass(frozen=True)
 class SelectBy:
-    """What decides which checkpoint is best: a measure on one set, in its series."""
+    """What decides which checkpoint is best: a measure on one set, in its series.
+
+    All that compares checkpoints does it by `worth`, so that a measure's direction counts
+    in one place.
+    """
 
     dataset: str
     series: str
     measure: str
+    lower_is_better: bool = False
+
+    def worth(self, validation: Validation) -> float:
+        """The measure's mean, so signed that the better of two has the greater worth."""
+        value = validation.measures[self.measure]
+        return -value if self.lower_is_better else value
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,10 @@ class Standing:
     p_values: Mapping[str, float]
 
 
+SCREENED = "screened"
+"""The reason of a Failure that is none: --confirm found it not worth the whole corpus."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A checkpoint that has no value in a series, and why. A row of the ledger too.
@@ -188,8 +209,8 @@ class Failure:
     Attributes:
       checkpoint: which one; commit_ns is 0 for one that nobody saw.
       series: in which it has none.
-      reason: one of errors' reasons, or `skipped` (--order=latest went past it), or
-        `unseen` (by the steps around it, it came and went while no jaxval ran).
+      reason: one of errors' reasons, or `skipped` (--order=latest went past it), SCREENED,
+        or `unseen` (by the steps around it, it came and went while no jaxval ran).
       message: what a person should know.
     """
 

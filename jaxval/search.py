@@ -13,6 +13,7 @@ import numpy as np
 from jaxval.records import Hits, Searcher
 
 _BLOCK = 64
+_PAIRS = 16_384  # of query and candidate, compared at a time
 _GPU_MOST = 2048  # hits a query that FAISS can select on a GPU
 
 
@@ -47,17 +48,16 @@ class FaissSearcher:
         dtype: str = "float32",
         knns: Sequence[Knn] | None = None,
     ):
-        self._cosine = similarity == "cosine"
-        self._dtype = np.dtype(dtype)
+        self._form = similarity, dtype
         self._knns = _all_gpus() or [_on_cpu] if knns is None else knns
-        self._queries = self._prepared(queries)
+        self._queries = _formed(queries, *self._form)
         self._depth = depth
         self._scores = np.empty((len(queries), 0), np.float32)
         self._rows = np.empty((len(queries), 0), np.int64)
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
         """Searches a chunk: vectors [n, dim] float32, their rows [n] int64."""
-        found = [(self._scores, self._rows), *self._search(self._prepared(vectors), rows)]
+        found = [(self._scores, self._rows), *self._search(_formed(vectors, *self._form), rows)]
         scores, all_rows = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         self._scores, self._rows = _keep(scores, all_rows, self._depth)
 
@@ -81,12 +81,63 @@ class FaissSearcher:
         with ThreadPoolExecutor(len(self._knns)) as pool:
             return list(pool.map(search, parts, self._knns))
 
-    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        if self._cosine:
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.maximum(norms, 1e-12)
-        return vectors.astype(self._dtype, copy=False)
+
+class Reranker:
+    """Scores each query's own candidates, and no other passage.
+
+    Equal scores stand in document order. A query with fewer candidates than another has
+    fewer hits.
+
+    Args:
+      queries: [queries, dim] float32.
+      candidates: the rows of each query's, [n] int64 each, none twice.
+      similarity: `dot` or `cosine`.
+      dtype: what vectors are rounded to before they are compared, one of DTYPES. Products
+        are added up in float32.
+    """
+
+    def __init__(
+        self,
+        queries: np.ndarray,
+        candidates: Sequence[np.ndarray],
+        similarity: str,
+        *,
+        dtype: str = "float32",
+    ):
+        self._form = similarity, dtype
+        self._queries = _formed(queries, *self._form)
+        rows = np.concatenate(candidates)
+        query = np.repeat(np.arange(len(candidates)), [len(each) for each in candidates])
+        order = np.argsort(rows, kind="stable")
+        self._rows, self._query = rows[order], query[order]  # a pair each, by row
+        self._scores = np.full(len(rows), -np.inf, np.float32)
+
+    def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        """Scores a chunk for those whose candidates are in it: vectors [n, dim] float32,
+        their rows [n] int64."""
+        vectors = _formed(vectors, *self._form)
+        first, end = (np.searchsorted(self._rows, rows, side) for side in ("left", "right"))
+        counts = end - first
+        passage = np.repeat(np.arange(len(rows)), counts)
+        pair = np.arange(len(passage)) + np.repeat(first - (counts.cumsum() - counts), counts)
+        for start in range(0, len(pair), _PAIRS):
+            pairs, passages = (each[start : start + _PAIRS] for each in (pair, passage))
+            queries = self._queries[self._query[pairs]].astype(np.float32, copy=False)
+            found = vectors[passages].astype(np.float32, copy=False)
+            self._scores[pairs] = np.einsum("pd,pd->p", queries, found)
+
+    def hits(self) -> Hits:
+        """The candidates among all chunks so far."""
+        seen = np.flatnonzero(self._scores > -np.inf)
+        query, rows, scores = self._query[seen], self._rows[seen], self._scores[seen]
+        order = np.lexsort((rows, -scores, query))
+        query, rows, scores = query[order], rows[order], scores[order]
+        counts = np.bincount(query, minlength=len(self._queries))
+        rank = np.arange(len(query)) - np.repeat(counts.cumsum() - counts, counts)
+        shape = len(counts), int(counts.max(initial=0))
+        hits = Hits(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64))
+        hits.scores[query, rank], hits.rows[query, rank] = scores, rows
+        return hits
 
 
 class Beside:
@@ -124,6 +175,15 @@ class Beside:
     def _wait(self) -> None:
         if self._search is not None:
             self._search.result()
+
+
+def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
+    """As they are compared."""
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    if similarity == "cosine":
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors / np.maximum(norms, 1e-12)
+    return vectors.astype(dtype, copy=False)
 
 
 def _keep(scores: np.ndarray, rows: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 _LOG = logging.getLogger(__name__)
 _NAME = "signals.json"
-_FORMAT = "jaxval signals 1"
+_FORMAT = "jaxval signals 2"
 
 Folder = str | os.PathLike[str]
 
@@ -44,9 +44,11 @@ class State:
       select_by: the measure that decides, as SET:MEASURE.
       best: the best so far, if anything was validated.
       values: step -> its value of select_by, of every validated step.
-      failed: steps that will never be validated: lost, corrupt or skipped.
+      failed: steps that will never be validated: lost, corrupt, skipped or screened
+        out.
       stop: whether training should stop.
       reason: why, for people.
+      lower_is_better: whether the least of the values is the best.
     """
 
     select_by: str = ""
@@ -55,6 +57,7 @@ class State:
     failed: tuple[int, ...] = ()
     stop: bool = False
     reason: str = ""
+    lower_is_better: bool = False
 
 
 def write(output_dir: Folder, state: State) -> None:
@@ -173,9 +176,10 @@ class PreservationPolicy:
         state = self.signals._state()
         steps = [checkpoint.step for checkpoint in checkpoints]
         first = state.best and state.best.step  # so that what best() names is there
+        sign = 1 if state.lower_is_better else -1
         ranked = sorted(
             (step for step in steps if step in state.values),
-            key=lambda step: (step != first, -state.values[step], step),
+            key=lambda step: (step != first, sign * state.values[step], step),
         )
         wanted = {*ranked[: self.keep], *steps[-self.newest :]}
         settled = {*state.values, *state.failed}
@@ -192,6 +196,7 @@ def _told(state: State) -> dict[str, Any]:
         "failed": [int(step) for step in state.failed],
         "stop": bool(state.stop),
         "reason": state.reason,
+        "lower_is_better": bool(state.lower_is_better),
     }
 
 
@@ -208,4 +213,5 @@ def _heard(told: Any) -> State:
         failed=tuple(int(step) for step in told["failed"]),
         stop=told["stop"] is True,
         reason=str(told["reason"]),
+        lower_is_better=told["lower_is_better"] is True,
     )

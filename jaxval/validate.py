@@ -23,7 +23,7 @@ from jaxval.errors import UserError
 from jaxval.measures import evaluate
 from jaxval.ranks import RowQrels
 from jaxval.records import Checkpoint, Hits, Params, Progress, Searcher, Validation
-from jaxval.search import Beside, FaissSearcher
+from jaxval.search import Beside, FaissSearcher, Reranker
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class JudgedSet:
       queries: their token store, in the order of query_ids.
       query_ids: ids of the judged queries.
       qrels: over the rows of the round's corpus.
+      candidates: where only each query's own are scored, their rows, [n] int64 a query.
     """
 
     name: str
@@ -45,6 +46,7 @@ class JudgedSet:
     queries: TokenStore
     query_ids: tuple[str, ...]
     qrels: RowQrels
+    candidates: tuple[np.ndarray, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,14 @@ def validate(
     progress: Progress,
 ) -> Iterator[Outcome]:
     """Validates one checkpoint on the sets whose series are `wanted`.
+
+    Args:
+      checkpoint: which.
+      restored: its parameters.
+      bench: what it is put to, round by round.
+      wanted: looked at when a round begins, so that who takes the outcomes may take a later
+        set from it meanwhile.
+      progress: shows the encoding.
 
     Raises:
       NonFiniteError: the encoder made NaN of finite parameters.
@@ -175,7 +185,7 @@ def _search(
         stores = [judged.queries for judged in sets]
         queries = [matrix(encode(bench.query_tower, s, "queries"), s.count) for s in stores]
     chunks = encode(bench.passage_tower, corpus, "passages")
-    with Beside(_searcher(bench, np.concatenate(queries))) as searcher:
+    with Beside(_searcher(bench, np.concatenate(queries), sets)) as searcher:
         while True:
             with watch("passages"):
                 chunk = next(chunks, None)
@@ -185,7 +195,10 @@ def _search(
                 searcher.add(chunk.vectors, chunk.rows)
 
 
-def _searcher(bench: Bench, queries: np.ndarray) -> Searcher:
+def _searcher(bench: Bench, queries: np.ndarray, sets: Sequence[JudgedSet]) -> Searcher:
+    candidates = [rows for judged in sets for rows in judged.candidates or ()]
+    if candidates:
+        return Reranker(queries, candidates, bench.similarity, dtype=bench.index_dtype)
     return FaissSearcher(queries, bench.depth, bench.similarity, dtype=bench.index_dtype)
 
 

@@ -25,7 +25,8 @@ LAYERS = (
             "ranks",
             "ledger",
         ),
-        *("devices", "trackers", "signals", "significance", "agreement", "config", "lock"),
+        *("devices", "trackers", "signals", "config", "lock"),
+        *("significance", "agreement", "confirm"),
     ),
     ("validate",),
     ("prepare", "subsets"),
@@ -38,6 +39,7 @@ ARROWS = {
     ("encode", "corpus"),
     ("trackers", "signals"),
     ("trackers", "significance"),
+    ("confirm", "significance"),
     ("flags", "app"),
     ("measures", "ranks"),
 }

@@ -51,6 +51,12 @@ IDEAL_2_1 = 2 / math.log2(2) + 1 / math.log2(3)
         ("nDCG@10", {"7": 2, "8": 1}, (7, 8, 9), 1),
         ("nDCG@10", {"7": 1, "9": 2}, (7, 8, 9), (1 + 2 / math.log2(4)) / IDEAL_2_1),
         ("nDCG@10", {"9": 1}, (7, 8, 9), 1 / math.log2(4)),
+        ("AvgRank", {"8": 1}, (7, 8, 9), 2),
+        ("AvgRank", {"7": 1, "9": 2, "8": 0}, (7, 8, 9), (1 + 3) / 2),
+        ("AvgRank", {"7": 1, "1": 1}, (7, 8, 9), (1 + 4) / 2),  # 1 is not found
+        ("AvgRank", {"outside:x": 1}, (7, 8, 9), 4),
+        ("AvgRank", {"7": 0}, (7, 8, 9), 4),  # nothing is relevant
+        ("AvgRank(rel=2)", {"7": 1, "9": 2}, (7, 8, 9), 3),
         pytest.param("ERR@10", {"9": 1}, (7, 8, 9), 1 / 16 / 3, marks=NEEDS_PERL),
     ],
 )
@@ -95,6 +101,24 @@ def test_a_query_whose_grades_are_all_below_0_has_a_value():
     assert one("Rprec", {"7": -1, "8": -2}, 7, 8) == 0
 
 
+def test_a_query_may_have_fewer_hits_than_another_and_none_at_all():
+    qrels = {"a": {"0": 1, "1": 1}, "b": {"0": 1}, "c": {"0": 1}}
+    found = hits((5, 0, 1), (0, -1, -1), (-1, -1, -1))
+    made = values("RR@10 P@2 R@10 AvgRank Rprec NumRet", qrels, found)
+    assert made["RR@10"].tolist() == [1 / 2, 1, 0]
+    assert made["P@2"].tolist() == [1 / 2, 1 / 2, 0]
+    assert made["R@10"].tolist() == [1, 1, 0]
+    assert made["AvgRank"].tolist() == [5 / 2, 1, 4]
+    assert made["Rprec"].tolist() == [1 / 2, 1, 0]  # by ir_measures
+    assert made["NumRet"].tolist() == [3, 1, 0]
+
+
+def test_of_an_average_rank_lower_is_better():
+    parsed = measures.parse(["RR@10", "AvgRank", "AvgRank(rel=2)"], 100)
+    assert [measures.lower_is_better(measure) for measure in parsed] == [False, True, True]
+    assert [str(measure) for measure in parsed[1:]] == ["AvgRank", "AvgRank(rel=2)"]
+
+
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 10_000))
 def test_they_are_ir_measures(queries, depth, seed):
     rng = np.random.default_rng(seed)
@@ -136,7 +160,18 @@ def refused(*names, depth=100):
 
 
 @pytest.mark.parametrize(
-    "name", ["foo", "RR@", "RR@ten", "@10", "", "nDCG@10@10", "alpha_nDCG@10", "RR@10 P@5"]
+    "name",
+    [
+        "foo",
+        "RR@",
+        "RR@ten",
+        "@10",
+        "",
+        "nDCG@10@10",
+        "alpha_nDCG@10",
+        "RR@10 P@5",
+        "AvgRank@5",
+    ],
 )
 def test_a_name_that_means_nothing_here(name):
     message = refused("RR@10", name)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxval.search import Beside, FaissSearcher
+from jaxval.search import Beside, FaissSearcher, Reranker
 
 QUERIES = np.array([[1, 0], [0, 1]], np.float32)
 PASSAGES = np.array([[3, 1], [1, 5], [2, 2], [0, 9]], np.float32)
@@ -153,6 +153,63 @@ def test_float16_rounds_what_is_compared_and_nothing_else():
     hits = search(asked, passages, 2, dtype="float16")
     assert hits.rows.tolist() == [[0, 1]]
     assert hits.scores.tolist() == [[2049, 2049]]
+
+
+def rerank(queries, passages, candidates, *, similarity="dot", cuts=(), order=None, **form):
+    """As `search`, of these candidates alone."""
+    order = np.arange(len(passages)) if order is None else np.asarray(order)
+    rows = [np.array(each, np.int64) for each in candidates]
+    reranker = Reranker(queries, rows, similarity, **form)
+    for part in np.split(order, sorted(set(cuts))):
+        if len(part):
+            reranker.add(passages[part], part.astype(np.int64))
+    return reranker.hits()
+
+
+def test_reranking_by_hand():
+    hits = rerank(QUERIES, PASSAGES, [[3, 2], [0, 1, 2]], cuts=(1, 3))
+    assert hits.rows.tolist() == [[2, 3, -1], [1, 2, 0]]
+    assert hits.scores.tolist() == [[2, 0, -np.inf], [5, 2, 1]]
+    assert hits.counts.tolist() == [2, 3]
+    assert (hits.rows.dtype, hits.scores.dtype) == (np.int64, np.float32)
+
+
+def test_a_query_without_candidates_finds_nothing():
+    assert rerank(QUERIES, PASSAGES, [[], [1]]).rows.tolist() == [[-1], [1]]
+    assert rerank(QUERIES, PASSAGES, [[], []]).rows.shape == (2, 0)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 99), st.data())
+def test_reranking_all_passages_is_searching_them(count, queries, seed, data):
+    passages = whole_numbers(count, 2, seed, most=3)
+    asked = whole_numbers(queries, 2, seed + 1, most=3)
+    candidates = [data.draw(st.permutations(range(count)))] * queries
+    hits = rerank(asked, passages, candidates, **data.draw(chunkings(count)))
+    wanted = search(asked, passages, count)
+    np.testing.assert_array_equal(hits.rows, wanted.rows)
+    np.testing.assert_array_equal(hits.scores, wanted.scores)
+    cosine = rerank(asked, passages, candidates, similarity="cosine")
+    wanted = search(asked, passages, count, similarity="cosine")
+    np.testing.assert_allclose(cosine.scores, wanted.scores, atol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99), st.data())
+def test_reranking_is_searching_without_the_others(count, queries, seed, data):
+    passages = whole_numbers(count, 2, seed, most=2)
+    asked = whole_numbers(queries, 2, seed + 1, most=2)
+    own = st.sets(st.integers(0, count - 1)).map(sorted)
+    candidates = [data.draw(own) for _ in range(queries)]
+    hits = rerank(asked, passages, candidates, **data.draw(chunkings(count)))
+    every = search(asked, passages, count).rows
+    for rows, found, mine in zip(every, hits.rows, candidates, strict=True):
+        filler = [-1] * (len(found) - len(mine))
+        assert found.tolist() == [row for row in rows.tolist() if row in mine] + filler
+
+
+def test_reranking_rounds_as_searching_does():
+    passages = np.array([[2048, 1], [2049, 1]], np.float32)
+    hits = rerank(np.array([[1, 1]], np.float32), passages, [[0, 1]], dtype="float16")
+    assert (hits.rows.tolist(), hits.scores.tolist()) == ([[0, 1]], [[2049, 2049]])
 
 
 def test_beside_another_thread_finds_the_same():

@@ -1,6 +1,7 @@
 """The file between jaxval and a trainer, and Orbax's manager under its policy."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -69,13 +70,13 @@ def test_no_file_is_no_news(tmp_path):
 
 UNREADABLE = {
     "empty": b"",
-    "cut": b'{"format": "jaxval signals 1", "sel',
+    "cut": b'{"format": "jaxval signals 2", "sel',
     "binary": b"\xff\xfe\x00",
     "a list": b"[1, 2]",
     "a number": b"3",
     "another program's": b'{"best": 3, "stop": true}',
     "another version": json.dumps({"format": "jaxval signals 9", "stop": True}).encode(),
-    "fields missing": b'{"format": "jaxval signals 1"}',
+    "fields missing": b'{"format": "jaxval signals 2"}',
     "deep": b"[" * 100_000,
     "a step that is none": json.dumps(
         {**signals._told(TOLD), "values": {"last": 0.5}}
@@ -265,6 +266,13 @@ def test_the_policy_by_hand(tmp_path):
     assert kept(policy_after(tmp_path, state, newest=2), 1, 2, 3, 4) == [2, 3, 4]
     assert kept(policy_after(tmp_path, state), 1, 5) == [5]  # 2 is gone
     assert kept(policy_after(tmp_path, state)) == []
+
+
+def test_where_lower_is_better_the_least_are_kept(tmp_path):
+    state = State("dev:AvgRank", Best(5, 1.5, "/c/5"), {1: 9.0, 2: 4.0, 5: 1.5}, (), False)
+    state = dataclasses.replace(state, lower_is_better=True)
+    assert kept(policy_after(tmp_path, state, keep=2), 1, 2, 5, 6) == [2, 5, 6]
+    assert signals.read(tmp_path) == state
 
 
 def test_of_equals_the_earlier_is_kept_but_for_the_named_best(tmp_path):

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from jaxval.records import Bar, Failure, Validation
+from jaxval.records import Bar, Failure, SelectBy, Validation
 from jaxval.significance import LEVEL
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Console:
     Args:
       series: those of this run; rows of others are not shown.
       measures: the columns.
-      decisive: the measure that decides which checkpoint is best.
+      select_by: its measure decides which checkpoint is best, on each set.
       out: where the table goes.
     """
 
@@ -34,20 +34,22 @@ class Console:
         self,
         series: Collection[str],
         measures: Sequence[str],
-        decisive: str,
+        select_by: SelectBy,
         out: TextIO = sys.stdout,
     ):
         self._series = series
         self._measures = measures
-        self._decisive = decisive
+        self._worth = select_by.worth
+        self._decisive = select_by.measure
+        self._direction = " (lower is better)" if select_by.lower_is_better else ""
         self._out = out
         self._leaders: dict[str, Validation] = {}
 
     def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Prints the head, and what this run goes on from."""
         self._print(
-            f"  * best so far by {self._decisive}; {_SIGNIFICANT} significantly different from"
-            f" the best so far (p < {LEVEL})"
+            f"  * best so far by {self._decisive}{self._direction}; {_SIGNIFICANT}"
+            f" significantly different from the best so far (p < {LEVEL})"
         )
         self._print(
             "    step  set          "
@@ -62,11 +64,11 @@ class Console:
         if validation.series not in self._series:
             return
         leader = self._leaders.get(validation.dataset)
-        leads = leader is None or self._value(validation) > self._value(leader)
+        leads = leader is None or self._worth(validation) > self._worth(leader)
         cells = [_cell(validation, leader, name) for name in self._measures]
         self._print(
             f"{validation.checkpoint.step:>8}{'*' if leads else ' '} {validation.dataset:<13}"
-            + "".join(f"{cell:<18}" for cell in cells)
+            + "".join(f"{cell:<17} " for cell in cells)
             + f"{validation.rate:>10,.0f}  {sum(validation.seconds.values()):>7.1f}"
         )
         if leads:
@@ -82,12 +84,9 @@ class Console:
         for dataset, leader in self._leaders.items():
             self._print(
                 f"best on {dataset}: step {leader.checkpoint.step}, {self._decisive}"
-                f" {self._value(leader):.4f}{_within(leader, self._decisive)}"
+                f" {leader.measures[self._decisive]:.4f}{_within(leader, self._decisive)}"
                 f"  ({leader.checkpoint.path}{_gone(leader)})"
             )
-
-    def _value(self, validation: Validation) -> float:
-        return validation.measures[self._decisive]
 
     def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)

@@ -37,7 +37,9 @@ def _lines(
     form: str, query_ids: Sequence[str], hits: Hits, ids: Ids, tag: str
 ) -> Iterator[str]:
     for query, rows, scores in zip(query_ids, hits.rows, hits.scores, strict=True):
-        for rank, (doc, score) in enumerate(zip(ids(rows), scores, strict=True), start=1):
+        found = rows >= 0
+        docs = zip(ids(rows[found]), scores[found], strict=True)
+        for rank, (doc, score) in enumerate(docs, start=1):
             if form == "msmarco":
                 yield f"{query}\t{doc}\t{rank}\n"
             else:

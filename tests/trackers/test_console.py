@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxval.records import Checkpoint, Validation
+from jaxval.records import Checkpoint, SelectBy, Validation
 from jaxval.trackers.console import Console, progress
 
 
@@ -21,15 +21,19 @@ def validation(step, rr, recall, *, dataset="dev", series="s", passages=1500):
     )
 
 
-def table(past, *new, series=("s",)):
+BY_RR = SelectBy("dev", "s", "RR@10")
+
+
+def table(past, *new, series=("s",), select_by=BY_RR):
     out = io.StringIO()
-    console = Console(series, ["RR@10", "R@100"], "RR@10", out)
+    console = Console(series, ["RR@10", "R@100"], select_by, out)
     console.begin(past, [])
     for each in new:
         console.record(each)
     console.end()
     legend, *lines = out.getvalue().splitlines()
-    assert legend.startswith("  * best so far by RR@10; ")
+    direction = " (lower is better)" if select_by.lower_is_better else ""
+    assert legend.startswith(f"  * best so far by RR@10{direction}; ")
     return lines
 
 
@@ -45,6 +49,14 @@ def test_a_row_a_checkpoint_with_its_change_against_the_best_so_far():
         "best on dev: step 20, RR@10 0.5000"
         "  (/run/20, deleted by its trainer; see --keep_best)",
     ]
+
+
+def test_where_lower_is_better_the_least_leads():
+    lower = SelectBy("dev", "s", "RR@10", lower_is_better=True)
+    new = [validation(10, 0.5, 0.5), validation(20, 0.25, 0.5), validation(30, 0.375, 0.5)]
+    lines = table([], *new, select_by=lower)
+    assert [line.split()[0] for line in lines[1:4]] == ["10*", "20*", "30"]
+    assert lines[-1].startswith("best on dev: step 20, RR@10 0.2500")
 
 
 def test_it_goes_on_from_what_the_ledger_holds():

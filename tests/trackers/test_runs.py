@@ -43,6 +43,12 @@ def test_msmarco_by_hand(tmp_path):
     ]
 
 
+def test_who_has_fewer_hits_has_fewer_lines(tmp_path):
+    rows = np.array([[4, -1, -1], [-1, -1, -1]])
+    fewer = Hits(np.where(rows < 0, -np.inf, 2).astype(np.float32), rows)
+    assert write(tmp_path / "7", "msmarco", fewer) == "q1\tdoc-4\t1\n"
+
+
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20))
 def test_a_trec_file_is_read_back_with_the_same_scores(tmp_path, scores):
     scores = np.array([sorted(scores, reverse=True)], np.float32)

@@ -1,0 +1,73 @@
+"""Screen, then confirm: who is surely worse on the sample is not put to the whole corpus.
+
+A checkpoint that is screened out gets a failure in the whole corpus's series, in the
+transaction of its sampled result. So after any kill the ledger alone says what is still to be
+confirmed: what has a row of the sample and none of the whole.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxval.records import SCREENED, Failure, SelectBy, Validation
+from jaxval.significance import LEVEL
+
+
+@dataclass(frozen=True)
+class Screening:
+    """The sample that screens and the whole corpus that confirms, by the same measure."""
+
+    sample: SelectBy
+    whole: SelectBy
+
+    def verdict(self, candidate: Validation, best: Validation | None) -> Failure | None:
+        """The row that says it is screened out; None if it is to be confirmed.
+
+        Args:
+          candidate: on the sample; its standing is that against `best`.
+          best: on the sample, of those before it.
+        """
+        if best is None or candidate.standing is None:
+            return None
+        luck = candidate.standing.p_values[self.sample.measure]
+        if self.sample.worth(candidate) >= self.sample.worth(best) or luck >= LEVEL:
+            return None
+        value, other = (one.measures[self.sample.measure] for one in (candidate, best))
+        message = (
+            f"on {self.sample.dataset} its {self.sample.measure} of {value:.4f} is"
+            f" significantly worse than step {best.checkpoint.step}'s {other:.4f}"
+            f" (p = {luck:.2g}): not put to {self.whole.dataset}"
+        )
+        return Failure(candidate.checkpoint, self.whole.series, SCREENED, message)
+
+    def saved(self, validations: Sequence[Validation], failures: Sequence[Failure]) -> str:
+        """One line about what the ledger holds: how many were confirmed, and the time that
+        the others would have taken, had each been a typical one of the confirmed."""
+        sampled = [_seconds(one) for one in validations if one.series == self.sample.series]
+        whole = [_seconds(one) for one in validations if one.series == self.whole.series]
+        out = sum(
+            one.reason == SCREENED and one.series == self.whole.series for one in failures
+        )
+        said = (
+            f"confirmed {len(whole)} of {len(whole) + out} checkpoints on {self.whole.dataset}"
+        )
+        if not (whole and out):
+            return f"{said}; {out} screened out"
+        saved = _duration(out * statistics.median(whole))
+        return (
+            f"{said}; {out} screened out saved about {saved}, {self.sample.dataset} took"
+            f" {_duration(sum(sampled))} in all"
+        )
+
+
+def _seconds(validation: Validation) -> float:
+    """Without reading the checkpoint, which is done once for both."""
+    return sum(spent for stage, spent in validation.seconds.items() if stage != "restore")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
