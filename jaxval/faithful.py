@@ -24,6 +24,7 @@ from jaxval.corpus.runs import Run, read_run
 from jaxval.corpus.sampling import Selection, Strategy
 from jaxval.corpus.tokens import TokenStore
 from jaxval.errors import CheckpointError, DataError, UnreadableError, UserError
+from jaxval.measures import lower_is_better
 from jaxval.prepare import prepare
 from jaxval.records import Checkpoint, DatasetFiles, Progress, Text
 from jaxval.subsets import Subset, Trial, attempt, subset
@@ -137,7 +138,7 @@ def run(
     return _head(files, bench, seed, trials, checkpoints) | {
         "settings": settings,
         "strategies": [
-            _row(label, part, number, corpus, list(trials.values()))
+            _row(label, part, number, corpus, list(trials.values()), bench.measures)
             for number, (label, part) in enumerate(measured)
         ],
     }
@@ -244,7 +245,12 @@ def _head(
 
 
 def _row(
-    label: str, part: Subset, number: int, corpus: TokenStore, trials: Sequence[Trial]
+    label: str,
+    part: Subset,
+    number: int,
+    corpus: TokenStore,
+    trials: Sequence[Trial],
+    measures: Sequence[Any],
 ) -> Report:
     """A strategy's entry; seconds are means over the checkpoints."""
     share = part.tokens / corpus.tokens
@@ -263,7 +269,7 @@ def _row(
         "seconds": seconds | {"total": total},
         "share_of_time": total / whole,
         "means": means,
-        "agreement": {name: _agreement(name, number, trials) for name in names},
+        "agreement": {str(each): _agreement(each, number, trials) for each in measures},
     }
 
 
@@ -278,8 +284,11 @@ def _seconds(trials: Sequence[Trial], number: int, share: float) -> dict[str, fl
     return shared | {"passages": shared["passages"] * share, "search": own}
 
 
-def _agreement(name: str, number: int, trials: Sequence[Trial]) -> Report:
+def _agreement(measure: Any, number: int, trials: Sequence[Trial]) -> Report:
+    """Of a measure of which lower is better, all is said of its negative."""
+    sign = -1 if lower_is_better(measure) else 1
     whole, part = (
-        np.stack([trial.per_query[which][name] for trial in trials]) for which in (0, number)
+        sign * np.stack([trial.per_query[which][str(measure)] for trial in trials])
+        for which in (0, number)
     )
     return asdict(agree(whole, part))

@@ -87,6 +87,8 @@ def _config() -> Config:
     config = flags.config()
     if len(config.datasets) > 1:
         raise UserError("--dataset is repeated: fidelity compares samples of one set")
+    if config.search.rerank:
+        raise UserError("--rerank scores no corpus: leave it out, fidelity compares corpora")
     if not _STRATEGY.value:
         raise UserError("--strategy is not set: add one or more, as for jaxval.sample")
     return config

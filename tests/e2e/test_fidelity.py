@@ -117,6 +117,15 @@ def test_each_strategy_by_one_encoding(place):
     assert "run:depth=2@bm25" in ran.stdout
 
 
+def test_of_average_ranks_the_lowest_is_best(place, tmp_path):
+    ran = place.start("--strategy=random:size=4", measures="AvgRank", output_dir=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (full, part) = json.loads((tmp_path / "fidelity.json").read_text())["strategies"]
+    whole, found = full["means"]["AvgRank"], part["agreement"]["AvgRank"]
+    assert whole[full["agreement"]["AvgRank"]["best"]] == min(whole)
+    assert found["regret"]["value"] == pytest.approx(whole[found["best"]] - min(whole))
+
+
 def test_chosen_steps(place, tmp_path):
     ran = place.start("--strategy=random:size=9", steps="4,1,2", output_dir=tmp_path / "some")
     assert ran.returncode == 0, ran.stderr
@@ -150,6 +159,7 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
         (("--strategy=run:depth=1@other", "BM25"), "no --run is named 'other'"),
         (("--strategy=random:size=1@bm25", "BM25"), "it has no run part"),
         (("--strategy=half",), "is none of run:depth=N"),
+        (("--strategy=random:size=1", "--rerank=/a.trec"), "--rerank scores no corpus"),
     ],
 )
 def test_what_is_refused(place, tmp_path, extra, said):
