@@ -35,11 +35,12 @@ def config(tmp_path, beir, model):
         datasets=(DatasetFiles("tiny", *files),),
         model=Model(str(model), None, None, None, "float32", None, None, None),
         texts=Texts("{title} {text}", None, None, 12, 12, tmp_path / "tokens"),
-        search=Search("dot", "float32", 10, ("RR@10",)),
+        search=Search("dot", "float32", 10, ("RR@10",), None),
         batch_tokens=None,
         output_dir=tmp_path / "out",
         write_run=None,
         select_by=None,
+        confirm=None,
         patience=None,
         keep_best=0,
     )
