@@ -1,6 +1,6 @@
 """Which sample ranks the checkpoints of a real training run as the whole corpus does?
 
-python -m benchmarks.fidelity.study --data=/work/shared/data --work=/tmp/study
+python -m benchmarks.fidelity.study --data=DIR --work=DIR
 
 Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and puts
 fidelity.json, .png and .svg beside this file. What is in --work already is not made again:
