@@ -116,6 +116,7 @@ def bench(corpus: Any, queries: Any) -> Any:
 
     from jaxval.encode import Tower
     from jaxval.measures import parse
+    from jaxval.records import ParamsPaths
     from jaxval.validate import Bench, JudgedSet, Round
 
     def encode(params: Any, ids: Any, mask: Any) -> Any:
@@ -130,7 +131,8 @@ def bench(corpus: Any, queries: Any) -> Any:
         passage_tower=tower,
         rounds=(Round(corpus, (judged,)),),
         devices=tuple(jax.devices()),
-        params_path=None,
+        params_paths=ParamsPaths(),
+        base=None,
         similarity="dot",
         index_dtype="float32",
         depth=DEPTH,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxval.errors import UserError
-from jaxval.records import DatasetFiles, PinLimit
+from jaxval.records import DatasetFiles, ParamsPaths, PinLimit
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,23 @@ class Model:
       folder: a Hugging Face folder or hub name; None with a factory.
       factory: `package.module:name` of a function that makes the encoder.
       tokenizer: folder or hub name of the tokenizer; None for that of the folder.
-      params_path: the checkpoint's subtree to take, where several would fit.
+      params_paths: the checkpoint's subtrees to take, where several would fit.
       dtype: of the computation, `float32` or `bfloat16`.
       pooling, normalize, dim: override what the folder says; None keeps it.
+      base_params: a checkpoint or model folder of which the checkpoints hold adapters.
+      lora_alpha: adapters are scaled by alpha / rank.
     """
 
     folder: str | None
     factory: str | None
     tokenizer: str | None
-    params_path: str | None
+    params_paths: ParamsPaths
     dtype: str
     pooling: str | None
     normalize: bool | None
     dim: int | None
+    base_params: str | None = None
+    lora_alpha: float | None = None
 
     def __post_init__(self) -> None:
         if bool(self.folder) == bool(self.factory):
@@ -89,6 +93,21 @@ class Model:
         if self.factory and any(value is not None for value in overrides):
             raise UserError(
                 "--pooling, --normalize and --dim belong to --model: an --encoder pools itself"
+            )
+        self._check_params()
+
+    def _check_params(self) -> None:
+        paths = self.params_paths
+        if (paths.query is None) != (paths.passage is None) or (paths.tree and paths.query):
+            raise UserError(
+                "set --query_params_path and --passage_params_path both, and not --params_path,"
+                " where each tower has a subtree of its own"
+            )
+        if (self.base_params is None) != (self.lora_alpha is None):
+            raise UserError(
+                "--base_params and --lora_alpha belong together: adapters are scaled by alpha /"
+                " rank, and checkpoints do not hold alpha (tevax trains with 30, magix with 32;"
+                " the rank itself scales by 1)"
             )
 
 

@@ -171,7 +171,7 @@ def _trial(
     progress: Progress,
 ) -> Trial:
     try:
-        restored = restore(checkpoint, bench.abstract_params, bench.params_path)
+        restored = restore(checkpoint, bench.abstract_params, bench.params_paths, bench.base)
     except OSError as error:
         raise UnreadableError(f"{checkpoint.path} cannot be read: {error}") from error
     return attempt(label, restored, bench, subsets, progress)

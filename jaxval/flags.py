@@ -12,12 +12,12 @@ from jaxval.app import Topics
 from jaxval.config import Config, Model, Search, Texts, Watching
 from jaxval.corpus import datasets
 from jaxval.errors import UserError
-from jaxval.records import PinLimit
+from jaxval.records import ParamsPaths, PinLimit
 
 _CHECKPOINT_DIR = flags.DEFINE_string(
     "checkpoint_dir",
     "",
-    "Required. The trainer's directory of Orbax checkpoints. It is only read.",
+    "Required. The trainer's directory of checkpoints, Orbax's or flax's. It is only read.",
 )
 _POLL_INTERVAL = flags.DEFINE_float(
     "poll_interval", 1.0, "Seconds between two looks at it.", lower_bound=0.01
@@ -122,8 +122,25 @@ _TOKENIZER = flags.DEFINE_string(
 _PARAMS_PATH = flags.DEFINE_string(
     "params_path",
     None,
-    "The checkpoint's subtree that holds the encoder's parameters, e.g. default/ema_params."
-    " None: the only subtree that fits.",
+    "The checkpoint's subtree that holds the encoder's parameters, or those of its two towers,"
+    " e.g. default/ema_params. None: what fits, one subtree or one for each tower.",
+)
+_QUERY_PARAMS_PATH = flags.DEFINE_string(
+    "query_params_path",
+    None,
+    "The subtree of the query tower, where each tower has its own and their names do not tell.",
+)
+_PASSAGE_PARAMS_PATH = flags.DEFINE_string(
+    "passage_params_path", None, "The same of the passage tower."
+)
+_BASE_PARAMS = flags.DEFINE_string(
+    "base_params",
+    None,
+    "Where the checkpoints hold LoRA adapters alone: what these change, an Orbax checkpoint or"
+    " a Hugging Face folder. None: they hold whole parameters.",
+)
+_LORA_ALPHA = flags.DEFINE_float(
+    "lora_alpha", None, "The alpha of training: adapters are scaled by alpha / rank."
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in."
@@ -251,6 +268,10 @@ TOPICS: Topics = {
         _ENCODER,
         _TOKENIZER,
         _PARAMS_PATH,
+        _QUERY_PARAMS_PATH,
+        _PASSAGE_PARAMS_PATH,
+        _BASE_PARAMS,
+        _LORA_ALPHA,
         _DTYPE,
         _POOLING,
         _NORMALIZE,
@@ -299,7 +320,11 @@ def config() -> Config:
             folder=_MODEL.value or None,
             factory=_ENCODER.value or None,
             tokenizer=_TOKENIZER.value or None,
-            params_path=_PARAMS_PATH.value,
+            params_paths=ParamsPaths(
+                _PARAMS_PATH.value, _QUERY_PARAMS_PATH.value, _PASSAGE_PARAMS_PATH.value
+            ),
+            base_params=_BASE_PARAMS.value,
+            lora_alpha=_LORA_ALPHA.value,
             dtype=_DTYPE.value,
             pooling=_POOLING.value,
             normalize=_NORMALIZE.value,

@@ -9,7 +9,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -60,8 +60,8 @@ class Source(Protocol):
         """It needs no more attention."""
         ...
 
-    def need(self, item: str) -> None:
-        """Only this item of a checkpoint is needed."""
+    def need(self, items: Collection[str]) -> None:
+        """Only these items of a checkpoint are needed."""
         ...
 
     def why_unpinned(self, checkpoint: Checkpoint) -> str:
@@ -167,6 +167,7 @@ class Session:
         self._known_steps: set[int] = set()
         self._misfits: list[tuple[Checkpoint, MismatchError]] = []
         self._fitted = False
+        self._said: tuple[str, tuple[str, ...]] = "", ()
 
     def begin(self) -> None:
         """Takes up where the ledger ends."""
@@ -218,7 +219,8 @@ class Session:
             tracker.end()
 
     def _load(self, checkpoint: Checkpoint) -> Restored:
-        return restore(checkpoint, self._bench.abstract_params, self._bench.params_path)
+        bench = self._bench
+        return restore(checkpoint, bench.abstract_params, bench.params_paths, bench.base)
 
     def _take(self, checkpoint: Checkpoint) -> None:
         """Validates a checkpoint on the sets for which the ledger has no row of it."""
@@ -320,7 +322,10 @@ class Session:
     def _fits(self, restored: Restored) -> None:
         """The settings fit one checkpoint: those that they do not fit are at fault."""
         self._fitted = True
-        self._source.need(restored.found_at.partition("/")[0])
+        self._source.need(restored.items)
+        if (restored.found_at, restored.remarks) != self._said:
+            self._said = restored.found_at, restored.remarks
+            _LOG.info("parameters at %s", "; ".join((restored.found_at, *restored.remarks)))
         while self._misfits:
             checkpoint, error = self._misfits.pop()
             self._fail(checkpoint, error.reason, str(error))

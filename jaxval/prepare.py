@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxval import measures as measuring
+from jaxval.checkpoints import restore
+from jaxval.checkpoints.lora import Base
+from jaxval.checkpoints.restore import Restored
 from jaxval.checkpoints.trees import flatten, show
 from jaxval.config import Config, Model, Search
 from jaxval.confirm import Screening
@@ -27,7 +30,7 @@ from jaxval.encode import Tower, default_batch_tokens
 from jaxval.encoders import adapter, folder
 from jaxval.encoders.attention import Attend, fastest, plain
 from jaxval.encoders.entries import Limit
-from jaxval.errors import DataError, EncoderError, UserError
+from jaxval.errors import DataError, EncoderError, JaxvalError, UserError
 from jaxval.records import DatasetFiles, Encoder, Params, Progress, SelectBy, Text
 from jaxval.validate import Bench, JudgedSet, Round
 
@@ -92,6 +95,7 @@ class _Encoding:
 
     Attributes:
       build: makes the encoder, of attention that suits the device.
+      base: what the checkpoints hold adapters of, if they do.
       identity: what a series keeps of it.
     """
 
@@ -99,6 +103,7 @@ class _Encoding:
     tokenizer: Tokenizer
     passages: Recipe
     queries: Recipe
+    base: Base | None
     identity: dict[str, Any]
 
 
@@ -128,7 +133,8 @@ def prepare(
         passage_tower=Tower(encoder.encode_passages, devices, batch_tokens),
         rounds=_rounds([(corpus, one) for corpus, one, _ in judged]),
         devices=tuple(devices),
-        params_path=config.model.params_path,
+        params_paths=config.model.params_paths,
+        base=encoding.base,
         similarity=search.similarity,
         index_dtype=search.index_dtype,
         depth=search.depth,
@@ -189,12 +195,14 @@ def _encoding(config: Config) -> _Encoding:
     query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
     traits.check(made, passage_len=passage_len, query_len=query_len)
+    base = _base(model, _held(build(plain), model))
     return _Encoding(
         build=build,
         tokenizer=made,
         passages=Recipe(texts.passage_template, passage_prefix, passage_len),
         queries=Recipe("{text}", query_prefix, query_len),
-        identity=identity | {"dtype": model.dtype, "params_path": model.params_path},
+        base=base,
+        identity=identity | _params_identity(model, base),
     )
 
 
@@ -207,6 +215,53 @@ def _prefix(kind: str, flag: str | None, folder_says: str | None) -> str:
     elif folder_says:
         _LOG.info("before each %s stands nothing; --model says %r", kind, folder_says)
     return prefix
+
+
+def _params_identity(model: Model, base: Base | None) -> dict[str, Any]:
+    """What a series keeps of where the parameters come from."""
+    paths = model.params_paths
+    identity: dict[str, Any] = {"dtype": model.dtype, "params_path": paths.tree}
+    if paths.query is not None:
+        identity |= {"params_paths": [paths.query, paths.passage]}
+    if base is not None:
+        content = hashlib.sha256()
+        for leaf in jax.tree.leaves(base.params):
+            content.update(np.asarray(leaf).tobytes())
+        identity |= {"base_params": content.hexdigest()[:16], "lora_alpha": base.alpha}
+    return identity
+
+
+def _base(model: Model, abstract_params: Params) -> Base | None:
+    """What --base_params names, in host memory.
+
+    Raises:
+      UserError: it cannot be read, or is not the encoder's.
+    """
+    if model.base_params is None or model.lora_alpha is None:
+        return None
+    try:
+        restored = read_base(model.base_params, abstract_params)
+    except JaxvalError as error:
+        raise UserError(f"--base_params={model.base_params}: {error}") from error
+    if restored.untied:
+        raise UserError(
+            f"--base_params={model.base_params} holds two towers, {restored.found_at}: name a"
+            " checkpoint of one, which both had when the training began"
+        )
+    _LOG.info("the base is %s, parameters at %s", model.base_params, restored.found_at)
+    return Base(restored.params, model.lora_alpha)
+
+
+def read_base(name: str, abstract_params: Params) -> Restored:
+    """The encoder's parameters out of a checkpoint, or of a model folder's weights.
+
+    Raises:
+      JaxvalError: it cannot be read, or is not the encoder's.
+    """
+    if (checkpoint := restore.standing(name)) is not None:
+        return restore.read(checkpoint, abstract_params)
+    weights, _ = folder.load_weights(folder.read(name, weights=True))
+    return restore.fitted(weights, abstract_params)
 
 
 def _held(encoder: Encoder, model: Model) -> Params:

@@ -62,6 +62,20 @@ class PinLimit:
     bytes: int | None = None
 
 
+@dataclass(frozen=True)
+class ParamsPaths:
+    """Which subtrees of a checkpoint to take, e.g. `default/ema_params`; None finds them.
+
+    Attributes:
+      tree: the one that holds the encoder's parameters, or that of each of its towers.
+      query, passage: those of the two towers; both or neither.
+    """
+
+    tree: str | None = None
+    query: str | None = None
+    passage: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A passage or a query as a file holds it.

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.tokens import TokenStore
-from jaxval.encode import Chunk, matrix, place
+from jaxval.encode import Chunk, matrix
 from jaxval.errors import UserError
 from jaxval.measures import evaluate
-from jaxval.records import Params, Progress
+from jaxval.records import Progress
 from jaxval.search import FaissSearcher
-from jaxval.validate import Bench, JudgedSet, Stopwatch
+from jaxval.validate import Bench, JudgedSet, Stopwatch, TowerParams, place_towers
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def attempt(
     watch = Stopwatch({"restore": restored.seconds})
     try:
         with watch("restore"):
-            params = place(restored.params, bench.devices)
+            params = place_towers(restored, bench)
         return _attempt(label, params, bench, subsets, watch, progress)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -87,7 +87,7 @@ def attempt(
 
 def _attempt(
     label: str,
-    params: Params,
+    params: TowerParams,
     bench: Bench,
     subsets: Sequence[Subset],
     watch: Stopwatch,
@@ -96,11 +96,11 @@ def _attempt(
     corpus, judged = bench.rounds[0].corpus, bench.rounds[0].sets[0]
     with watch("queries"):
         bar = progress(f"{label}: encoding queries", judged.queries.count)
-        found = bench.query_tower.chunks(params, judged.queries, bar)
+        found = bench.query_tower.chunks(params.query, judged.queries, bar)
         queries = matrix(found, judged.queries.count)
     parts = [_Part(each, queries, bench) for each in subsets]
     bar = progress(f"{label}: encoding passages", corpus.count)
-    chunks = bench.passage_tower.chunks(params, corpus, bar)
+    chunks = bench.passage_tower.chunks(params.passage, corpus, bar)
     while True:
         with watch("passages"):
             chunk = next(chunks, None)

@@ -16,13 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.tokens import TokenStore
-from jaxval.encode import Chunk, Tower, matrix, place
+from jaxval.encode import Tower, matrix, place
 from jaxval.errors import UserError
 from jaxval.measures import evaluate
 from jaxval.ranks import RowQrels
-from jaxval.records import Checkpoint, Hits, Params, Progress, Searcher, Validation
+from jaxval.records import (
+    Checkpoint,
+    Hits,
+    Params,
+    ParamsPaths,
+    Progress,
+    Searcher,
+    Validation,
+)
 from jaxval.search import Beside, FaissSearcher, Reranker
 
 _LOG = logging.getLogger(__name__)
@@ -66,7 +75,8 @@ class Bench:
       query_tower, passage_tower: the encoder's two functions on the devices.
       rounds: a corpus each.
       devices: where it runs.
-      params_path: the subtree to take, or None to search.
+      params_paths: the subtrees of a checkpoint that the user names.
+      base: what the checkpoints hold adapters of; None if they hold whole parameters.
       similarity, index_dtype, depth, measures: of the search.
     """
 
@@ -75,7 +85,8 @@ class Bench:
     passage_tower: Tower
     rounds: tuple[Round, ...]
     devices: tuple[jax.Device, ...]
-    params_path: str | None
+    params_paths: ParamsPaths
+    base: Base | None
     similarity: str
     index_dtype: str
     depth: int
@@ -132,9 +143,23 @@ def validate(
                 yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
 
 
-def _placed(restored: Restored, bench: Bench) -> Params:
+@dataclass(frozen=True)
+class TowerParams:
+    """What each tower encodes with, on the devices: the same arrays where they are tied."""
+
+    query: Params
+    passage: Params
+
+
+def place_towers(restored: Restored, bench: Bench) -> TowerParams:
+    """Copies what was restored to the bench's devices, a tied tree once."""
+    placed = place(restored.params, bench.devices)
+    return TowerParams(**placed) if restored.untied else TowerParams(placed, placed)
+
+
+def _placed(restored: Restored, bench: Bench) -> TowerParams:
     try:
-        return place(restored.params, bench.devices)
+        return place_towers(restored, bench)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -171,21 +196,21 @@ def _halve(bench: Bench, error: Exception) -> None:
 def _search(
     checkpoint: Checkpoint,
     bench: Bench,
-    params: Params,
+    params: TowerParams,
     corpus: TokenStore,
     sets: Sequence[JudgedSet],
     watch: Stopwatch,
     progress: Progress,
 ) -> Hits:
-    def encode(tower: Tower, store: TokenStore, what: str) -> Iterator[Chunk]:
-        bar = progress(f"step {checkpoint.step}: encoding {what}", store.count)
-        return tower.chunks(params, store, bar)
+    def queries(store: TokenStore) -> np.ndarray:
+        bar = progress(f"step {checkpoint.step}: encoding queries", store.count)
+        return matrix(bench.query_tower.chunks(params.query, store, bar), store.count)
 
     with watch("queries"):
-        stores = [judged.queries for judged in sets]
-        queries = [matrix(encode(bench.query_tower, s, "queries"), s.count) for s in stores]
-    chunks = encode(bench.passage_tower, corpus, "passages")
-    with Beside(_searcher(bench, np.concatenate(queries), sets)) as searcher:
+        vectors = np.concatenate([queries(judged.queries) for judged in sets])
+    bar = progress(f"step {checkpoint.step}: encoding passages", corpus.count)
+    chunks = bench.passage_tower.chunks(params.passage, corpus, bar)
+    with Beside(_searcher(bench, vectors, sets)) as searcher:
         while True:
             with watch("passages"):
                 chunk = next(chunks, None)

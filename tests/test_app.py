@@ -143,6 +143,13 @@ def given(beir, tmp_path):
         ({"tokenizer": None}, "--encoder needs --tokenizer"),
         ({"pooling": "mean"}, "--pooling, --normalize and --dim belong to --model"),
         ({"dim": 0}, "--dim=0: "),
+        ({"base_params": "base"}, "--base_params and --lora_alpha belong together"),
+        ({"lora_alpha": 3}, "--base_params and --lora_alpha belong together"),
+        ({"query_params_path": "a"}, "set --query_params_path and --passage_params_path both"),
+        (
+            {"params_path": "a", "query_params_path": "a", "passage_params_path": "b"},
+            "and not --params_path",
+        ),
         ({"pin_dir": "{checkpoint_dir}/pins"}, "lies in the trainer's directory"),
         ({"devices": "gpu;1"}, "--devices=gpu;1: write cpu, tpu, gpu"),
         ({"measures": "RR@10,foo"}, "--measures: 'foo' is no measure"),

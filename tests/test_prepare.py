@@ -12,7 +12,7 @@ import pytest
 from jaxval.config import Config, Model, Search, Texts
 from jaxval.errors import EncoderError
 from jaxval.prepare import prepare
-from jaxval.records import DatasetFiles
+from jaxval.records import DatasetFiles, ParamsPaths
 
 GOLDENS = Path(__file__).parent / "encoders" / "goldens"
 
@@ -33,7 +33,7 @@ def config(tmp_path, beir, model):
     return Config(
         watching=None,  # which checkpoints does not matter here
         datasets=(DatasetFiles("tiny", *files),),
-        model=Model(str(model), None, None, None, "float32", None, None, None),
+        model=Model(str(model), None, None, ParamsPaths(), "float32", None, None, None),
         texts=Texts("{title} {text}", None, None, 12, 12, tmp_path / "tokens"),
         search=Search("dot", "float32", 10, ("RR@10",), None),
         batch_tokens=None,

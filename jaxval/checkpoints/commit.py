@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from etils import epath
 
@@ -21,6 +22,8 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 _PROOF = "commit_success.txt"
 _METADATA = "_CHECKPOINT_METADATA"
 _OLD_MARKS = ("_METADATA", "checkpoint")
+_MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", re.DOTALL)
+"""How a map begins whose first key is a string."""
 
 
 def committed(root: epath.PathLike) -> list[Checkpoint]:
@@ -47,8 +50,11 @@ def read_commit(path: epath.Path) -> Checkpoint | None:
 
 
 def files(path: epath.PathLike) -> list[str]:
-    """Every file below `path`, relative to it, sorted; none if it is gone."""
+    """Every file below `path`, relative to it, sorted; `.` if it is one itself; none if it
+    is gone."""
     root = epath.Path(path)
+    if root.is_file():
+        return ["."]
     return sorted(
         str((folder / name).relative_to(root))
         for folder, _, names in root.walk()
@@ -61,6 +67,8 @@ def _commit_time(path: epath.Path) -> tuple[int | None, bool]:
 
     None if the directory is not committed.
     """
+    if path.is_file():
+        return (_modified(path) if _is_msgpack(path) else None), False
     children = {child.name for child in path.iterdir()}
     stamp = _metadata_stamp(path) if _METADATA in children else None
     if "://" in str(path) and _PROOF not in children:
@@ -80,6 +88,14 @@ def _metadata_stamp(path: epath.Path) -> int | None:
     return stamp if isinstance(stamp, int) else None
 
 
+def _is_msgpack(path: epath.Path) -> bool:
+    """Whether flax.training.checkpoints wrote it before it used Orbax; it renames a file when
+    it is whole."""
+    with path.open("rb") as file:
+        head = bytes(file.read(6))
+    return bool(_MSGPACK.match(head))
+
+
 def _old_orbax_time(path: epath.Path, children: Iterable[str]) -> int | None:
     """Orbax before 0.6 wrote no checkpoint metadata: a mark in it, or in a child, will do."""
     folders = [path, *(path / name for name in sorted(children))]
@@ -90,4 +106,6 @@ def _old_orbax_time(path: epath.Path, children: Iterable[str]) -> int | None:
 
 
 def _modified(path: epath.Path) -> int:
-    return int(path.stat().mtime * 1e9)
+    if "://" in str(path):
+        return int(path.stat().mtime * 1e9)
+    return Path(path).stat().st_mtime_ns  # epath's own stat knows whole seconds alone

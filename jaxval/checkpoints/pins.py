@@ -1,7 +1,8 @@
 """Pins: hard links that keep a checkpoint readable after its trainer has deleted it.
 
-A pin is a directory `<name>.<commit_ns>` whose files are hard links to the trainer's, so
-it costs no space until the trainer deletes its own. It is built under another name and
+A pin is a directory `<name>.<commit_ns>` whose files are hard links to the trainer's, or
+such a link itself where the checkpoint is one file, so it costs no space until the trainer
+deletes its own. It is built under another name and
 renamed when whole, so whatever has a pin's name is a pin.
 """
 
@@ -11,7 +12,7 @@ import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -38,11 +39,11 @@ class Pins:
     """The pins in one directory, which belongs to jaxval alone.
 
     Attributes:
-      item: the only item of a checkpoint that is linked, where it has items; None for all.
+      items: those of a checkpoint that are linked, where it has them all; none for the whole.
     """
 
     def __init__(self, directory: Path, limit: PinLimit):
-        self.item: str | None = None
+        self.items: frozenset[str] = frozenset()
         self._directory = directory
         self._limit = limit
         self._sizes: dict[tuple[str, int], int] = {}
@@ -69,9 +70,9 @@ class Pins:
         if pin.exists():
             # Under the other name first: what a kill leaves half-removed is then no pin.
             partial = pin.with_name(pin.name + _PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             pin.rename(partial)
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
         self._sizes.pop(checkpoint.identity, None)
 
     def left_behind(self, root: epath.Path) -> list[Checkpoint]:
@@ -84,7 +85,7 @@ class Pins:
         found = []
         for path in self._directory.iterdir():
             if path.name.endswith(_PARTIAL):
-                shutil.rmtree(path)
+                _remove(path)
             elif (checkpoint := _parse(path, root)) is not None:
                 self._sizes[checkpoint.identity] = _bytes(path)
                 found.append(checkpoint)
@@ -95,7 +96,7 @@ class Pins:
 
     def _make(self, checkpoint: Checkpoint, pin: Path) -> None:
         self._check_limit()
-        _build(checkpoint, pin, self.item)
+        _build(checkpoint, pin, self.items)
 
     def _check_limit(self) -> None:
         count, size = len(self._sizes), sum(self._sizes.values())
@@ -105,13 +106,13 @@ class Pins:
             raise AtLimit(f"{size / 2**30:.1f} GiB are pinned already (--max_pinned_gib)")
 
 
-def _build(checkpoint: Checkpoint, pin: Path, item: str | None) -> None:
+def _build(checkpoint: Checkpoint, pin: Path, items: Collection[str]) -> None:
     source = Path(checkpoint.path)
     partial = pin.with_name(pin.name + _PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     try:
         before = files(source)
-        for name in _needed(source, before, item):
+        for name in _needed(source, before, items):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(source / name, partial / name)
         # A directory that is being deleted shrinks: only an unchanged one was whole.
@@ -121,8 +122,14 @@ def _build(checkpoint: Checkpoint, pin: Path, item: str | None) -> None:
             raise FileNotFoundError(source)
         partial.rename(pin)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise _told(error, source) from error
+
+
+def _remove(pin: Path) -> None:
+    if pin.is_file():
+        pin.unlink(missing_ok=True)
+    shutil.rmtree(pin, ignore_errors=True)
 
 
 def _told(error: OSError, source: Path) -> Exception:
@@ -133,11 +140,13 @@ def _told(error: OSError, source: Path) -> Exception:
     return error
 
 
-def _needed(source: Path, names: Sequence[str], item: str | None) -> Sequence[str]:
-    """The checkpoint's own files and those of the one item, if it has that item."""
-    if item is None or not (source / item / "_METADATA").is_file():
+def _needed(source: Path, names: Sequence[str], items: Collection[str]) -> Sequence[str]:
+    """The checkpoint's own files and those of the items, if it has them all."""
+    if not items or not all((source / item / "_METADATA").is_file() for item in items):
         return names
-    return [name for name in names if "/" not in name or name.startswith(f"{item}/")]
+    if "" in items:  # it is itself the tree
+        return names
+    return [name for name in names if "/" not in name or name.partition("/")[0] in items]
 
 
 def _bytes(directory: Path) -> int:

@@ -1,24 +1,24 @@
-"""Restores the encoder's parameters alone from whatever Orbax wrote, into host memory.
-
-The saved topology plays no part: every wanted leaf is asked for as a NumPy array, every
-other leaf with a placeholder, so its bytes are not read.
-"""
+"""Restores the encoder's parameters alone from whatever was saved, into host memory."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxval.checkpoints.commit import files, read_commit
-from jaxval.checkpoints.trees import KeyPath, flatten, locate, show
+from jaxval.checkpoints import items, locate, lora
+from jaxval.checkpoints.commit import committed, files, read_commit
+from jaxval.checkpoints.items import Item, LoadedItem
+from jaxval.checkpoints.locate import FOUND, Plan
+from jaxval.checkpoints.lora import Base
+from jaxval.checkpoints.trees import flatten
 from jaxval.errors import (
     CheckpointError,
     CorruptError,
@@ -27,32 +27,39 @@ from jaxval.errors import (
     NonFiniteError,
     VanishedError,
 )
-from jaxval.records import Checkpoint, Params
+from jaxval.records import Checkpoint, Params, ParamsPaths
 
-_TREE = "_METADATA"
 _DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT")
 """What tensorstore says of damaged files."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Restored:
     """An encoder's parameters in host memory.
 
     Attributes:
-      params: the tree that the encoder expects, of NumPy arrays.
+      params: the tree that the encoder expects, of NumPy arrays; if its towers are untied,
+        {"query": tree, "passage": tree}.
       found_at: where in the checkpoint it stood, e.g. `default/params`.
       seconds: how long it took.
+      untied: whether each tower has a tree of its own.
+      remarks: what a person should know of how it was found.
+      items: the checkpoint's items that were read.
     """
 
     params: Params
     found_at: str
     seconds: float = 0.0
+    untied: bool = False
+    remarks: tuple[str, ...] = ()
+    items: frozenset[str] = frozenset()
 
 
 def restore(
     checkpoint: Checkpoint,
     abstract_params: Params,
-    params_path: str | None = None,
+    asked: ParamsPaths = FOUND,
+    base: Base | None = None,
 ) -> Restored:
     """Reads the leaves that the encoder expects, and nothing else.
 
@@ -60,7 +67,8 @@ def restore(
       checkpoint: a committed one.
       abstract_params: the encoder's tree of jax.ShapeDtypeStruct; leaves are cast to these
         dtypes while they are read.
-      params_path: the subtree to take, where more than one would fit.
+      asked: the subtrees that the user names.
+      base: what the checkpoint holds adapters of; None if it holds whole parameters.
 
     Raises:
       MismatchError: no subtree has the encoder's leaves, or several do.
@@ -72,7 +80,8 @@ def restore(
     root = epath.Path(checkpoint.readable)
     before = _files(root, checkpoint)
     try:
-        restored = _restore(root, abstract_params, params_path)
+        found = items.items(root)
+        restored = _restored(found, _plan(found, abstract_params, asked, base))
     except JaxvalError as error:
         raise _placed(error, checkpoint) from None
     except Exception as error:
@@ -80,109 +89,67 @@ def restore(
     if _files(root, checkpoint) != before:
         raise VanishedError(f"{_name(checkpoint)} changed while it was read")
     _check_finite(restored.params, checkpoint)
-    return dataclasses.replace(restored, seconds=time.perf_counter() - start)
+    return replace(restored, seconds=time.perf_counter() - start)
 
 
-def _restore(
-    root: epath.Path,
-    abstract_params: Params,
-    params_path: str | None,
-) -> Restored:
-    wanted = flatten(abstract_params)
-    metadata = {item: _metadata(root / item) for item in _items(root)}
-    if not metadata:
-        raise CorruptError(f"no {_TREE} in it or in its items: not an Orbax tree")
-    found = {
-        (*_parts(item), *path): tuple(getattr(leaf, "shape", None) or ())
-        for item, tree in metadata.items()
-        for path, leaf in flatten(tree).items()
-    }
-    sources = locate({path: leaf.shape for path, leaf in wanted.items()}, found, params_path)
-    leaves: dict[KeyPath, Any] = {}
-    for item, tree in metadata.items():
-        leaves |= _read(
-            root / item, tree, _specs(sources, item, metadata, wanted), _parts(item)
-        )
-    params = _assemble(abstract_params, sources, leaves)
-    return Restored(params, show(_common(sources)))
+def standing(path: str) -> epath.Path | None:
+    """The checkpoint at a path that no trainer writes to: itself, or the only one in it."""
+    local = "://" not in path
+    root = epath.Path(Path(path).expanduser().absolute() if local else path)
+    if not root.exists():
+        return None
+    if items.is_tree(root):
+        return root
+    inside = committed(root) if root.is_dir() else []
+    return inside[0].path if len(inside) == 1 else None
 
 
-def _items(root: epath.Path) -> list[str]:
-    """The item directories of a checkpoint, '' being itself."""
-    own = [""] if (root / _TREE).exists() else []
-    return own + sorted(
-        child.name for child in root.iterdir() if child.is_dir() and (child / _TREE).exists()
-    )
+def read(root: epath.Path, abstract_params: Params) -> Restored:
+    """The parameters of a checkpoint that no trainer writes to.
 
-
-def _metadata(directory: epath.Path) -> Any:
-    handler = ocp.PyTreeCheckpointHandler()
+    Raises:
+      MismatchError, CorruptError: they do not fit the encoder, or cannot be read.
+    """
     try:
-        return handler.metadata(directory).tree
-    finally:
-        handler.close()
+        found = items.items(root)
+        return _restored(found, locate.plan(abstract_params, items.shapes(found)))
+    except Exception as error:
+        raise (_corrupt(error, "it") if _is_damage(error) else error) from error
 
 
-def _parts(item: str) -> KeyPath:
-    return (item,) if item else ()
+def fitted(params: Params, abstract_params: Params) -> Restored:
+    """The encoder's parameters out of a tree in memory.
+
+    Raises:
+      MismatchError: they are not in it.
+    """
+    found = {"": LoadedItem(params)}
+    return _restored(found, locate.plan(abstract_params, items.shapes(found)))
 
 
-def _specs(
-    sources: dict[KeyPath, KeyPath],
-    item: str,
-    metadata: dict[str, Any],
-    wanted: dict[KeyPath, Any],
-) -> dict[KeyPath, Any]:
-    """What to ask of one item, by the path within it. Towers may stand in two items."""
-    return {
-        source[len(_parts(item)) :]: wanted[path]
-        for path, source in sources.items()
-        if (source[0] if source[0] in metadata else "") == item
-    }
-
-
-def _read(
-    directory: epath.Path, metadata: Any, specs: dict[KeyPath, Any], item: KeyPath
-) -> dict[KeyPath, Any]:
-    """The leaves asked for, by their paths in the checkpoint."""
-    if not specs:
-        return {}
-    paths, structure = list(flatten(metadata)), jax.tree.structure(metadata)
-    wanted = [specs.get(path, ocp.PLACEHOLDER) for path in paths]
-    how = [
-        ocp.RestoreArgs(restore_type=np.ndarray, dtype=specs[path].dtype)
-        if path in specs
-        else ocp.RestoreArgs()
-        for path in paths
-    ]
-    arguments = ocp.args.PyTreeRestore(
-        item=jax.tree.unflatten(structure, wanted),
-        restore_args=jax.tree.unflatten(structure, how),
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(directory, args=arguments)
-    return {(*item, *path): leaf for path, leaf in flatten(tree).items() if path in specs}
-
-
-def _assemble(
+def _plan(
+    found: Mapping[str, Item],
     abstract_params: Params,
-    sources: dict[KeyPath, KeyPath],
-    leaves: dict[KeyPath, Any],
-) -> Params:
-    """The encoder's tree, each leaf checked: a lost one must not pass as its own spec."""
-    ordered = []
-    for path, spec in flatten(abstract_params).items():
-        leaf = leaves.get(sources[path])
-        if not isinstance(leaf, np.ndarray) or leaf.shape != spec.shape:
-            raise CorruptError(f"{show(path)} could not be read whole")
-        ordered.append(leaf)
-    return jax.tree.unflatten(jax.tree.structure(abstract_params), ordered)
+    asked: ParamsPaths,
+    base: Base | None,
+) -> Plan:
+    shapes = items.shapes(found)
+    if base is not None:
+        return lora.plan(base, shapes, asked)
+    if asked == FOUND:
+        wanted = {path: leaf.shape for path, leaf in flatten(abstract_params).items()}
+        lora.refuse(wanted, shapes)
+    return locate.plan(abstract_params, shapes, asked)
 
 
-def _common(sources: dict[KeyPath, KeyPath]) -> KeyPath:
-    wanted, found = next(iter(sources.items()))
-    boxed = found[-1] != wanted[-1]
-    return found[: len(found) - len(wanted) - boxed]
+def _restored(found: Mapping[str, Item], plan: Plan) -> Restored:
+    return Restored(
+        params=plan.build(items.read(found, plan.reads)),
+        found_at=plan.found_at,
+        untied=plan.untied,
+        remarks=plan.remarks,
+        items=items.read_from(found, plan.reads),
+    )
 
 
 def _files(root: epath.Path, checkpoint: Checkpoint) -> list[str]:
@@ -206,10 +173,12 @@ def _classified(
         return vanished
     if not whole:
         return VanishedError(f"{_name(checkpoint)} changed while it was read")
-    if not _is_damage(error):
-        return error
+    return _corrupt(error, _name(checkpoint)) if _is_damage(error) else error
+
+
+def _corrupt(error: Exception, what: str) -> CorruptError:
     first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-    return CorruptError(f"{_name(checkpoint)} cannot be read: {first[0][:300]}")
+    return CorruptError(f"{what} cannot be read: {first[0][:300]}")
 
 
 def _is_damage(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from etils import epath
@@ -66,7 +66,7 @@ class Watcher:
         self._unpinned: dict[Identity, str] = {}
         self._links_refused = ""
         self._stamped: set[str] = set()
-        self._unstamped: dict[str, list[str]] = {}
+        self._unstamped: dict[str, tuple[int, list[str]]] = {}
         self._unsettled = False
         self._complete = False
         self._changed = threading.Condition()
@@ -119,9 +119,9 @@ class Watcher:
         with self._changed:
             return self._complete and not self._line
 
-    def need(self, item: str) -> None:
-        """Says which item of a checkpoint is needed: later pins leave out the others."""
-        self._pins.item = item
+    def need(self, items: Collection[str]) -> None:
+        """Says which items of a checkpoint are needed: later pins leave out the others."""
+        self._pins.items = frozenset(items)
 
     def why_unpinned(self, checkpoint: Checkpoint) -> str:
         """Why a checkpoint was not pinned; empty if it was."""
@@ -157,7 +157,7 @@ class Watcher:
         if checkpoint.stamped:
             self._stamped.add(checkpoint.name)
             return True
-        now = files(checkpoint.path)
+        now = checkpoint.commit_ns, files(checkpoint.path)
         before = self._unstamped.get(checkpoint.name)
         self._unstamped[checkpoint.name] = now
         self._unsettled |= now != before

@@ -1,7 +1,11 @@
 import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
+from flax import serialization
 
 from jaxval.checkpoints.commit import committed, files, read_commit
 
@@ -51,8 +55,28 @@ def test_old_orbax_is_known_by_a_mark_in_it_or_in_a_child(tmp_path, mark):
     own = directory(tmp_path, "1", **{mark: ""})
     outer = directory(tmp_path, "2")
     inner = directory(tmp_path / "2", "default", **{mark: ""})
-    assert read_commit(own).commit_ns == int((own / mark).stat().mtime * 1e9)
-    assert read_commit(outer).commit_ns == int((inner / mark).stat().mtime * 1e9)
+    assert read_commit(own).commit_ns == Path(own / mark).stat().st_mtime_ns
+    assert read_commit(outer).commit_ns == Path(inner / mark).stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("keys", [1, 20, 70_000])
+def test_a_file_of_msgpack_is_a_checkpoint_as_old_as_it_says(tmp_path, keys):
+    tree = {f"parameter {number}": np.float32(number) for number in range(keys)}
+    path = tmp_path / "checkpoint_40"
+    path.write_bytes(serialization.msgpack_serialize(tree))
+    os.utime(path, ns=(1, STAMP))
+    (found,) = committed(tmp_path)
+    assert (found.step, found.name, found.stamped) == (40, "checkpoint_40", False)
+    assert found.commit_ns == STAMP
+    assert files(path) == ["."]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"\x82", b"{}", b"log of step 5", b"\x82\x01\x02\x03\x04"]
+)
+def test_another_file_with_a_number_is_none(tmp_path, content):
+    (tmp_path / "log_5").write_bytes(content)
+    assert committed(tmp_path) == []
 
 
 def test_an_empty_directory_a_file_and_an_absent_root_hold_none(tmp_path):

@@ -1,7 +1,4 @@
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +7,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxval.checkpoints.commit import committed
-from jaxval.checkpoints.restore import restore
+from jaxval.checkpoints.restore import fitted, read, restore, standing
 from jaxval.encode import place
 from jaxval.errors import CorruptError, MismatchError, NonFiniteError, VanishedError
 
-WRITER = Path(__file__).with_name("writer.py")
 ABSTRACT = {
     "dense": {
         "bias": jax.ShapeDtypeStruct((16,), jnp.float32),
@@ -28,16 +24,25 @@ FOUND_AT = {
     "bare_standard": "model/params",
     "bare_pytree": "params",
     "plain_files": "params",
+    "zarr3": "params",
+    "plain_zarr3": "params",
+    "named_tuple": "default/models/0",
+    "nnx_state": "default/model",
+    "version_1": "state/params",
+    "magix": "model",
+    "tevax_tied": "default/params/params",
     "flax_orbax": "params",
+    "flax_msgpack": "params",
 }
-
-
-@pytest.fixture(scope="session")
-def layouts(tmp_path_factory):
-    """Every layout in every sharding, written by a process that has eight devices."""
-    root = tmp_path_factory.mktemp("layouts")
-    subprocess.run([sys.executable, str(WRITER), str(root)], check=True, capture_output=True)
-    return root
+UNTIED = {
+    "tevax_dual": "default/params/params/0 (queries), default/params/params/1 (passages)",
+    "two_items": "query_encoder (queries), passage_encoder (passages)",
+}
+DAMAGED = ("standard", "composite", "bare_pytree", "plain_files", "plain_zarr3", "flax_msgpack")
+"""Those that lie in files in ways of their own."""
+SHARDINGS = ["replicated", "fsdp", "tensor"]
+COUNTED = {"dense": {"bias": [1.0], "kernel": [2.0]}, "embed": {"embedding": [3.0]}}
+"""What writer.py fills each array with."""
 
 
 def only(directory):
@@ -45,22 +50,80 @@ def only(directory):
     return checkpoint
 
 
+def values(tree):
+    return jax.tree.map(lambda leaf: np.unique(leaf).tolist(), tree)
+
+
+def check_placed(params, devices):
+    for leaf in jax.tree.leaves(place(params, devices)):
+        assert leaf.sharding.device_set == set(devices)
+        assert leaf.is_fully_replicated
+
+
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("sharding", ["replicated", "fsdp", "tensor"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("layout", FOUND_AT)
 def test_what_eight_devices_saved_is_restored_on_one_and_on_two(
     layouts, layout, sharding, devices
 ):
     checkpoint = only(layouts / f"{layout}-{sharding}")
-    chosen = jax.devices()[:devices]
     restored = restore(checkpoint, ABSTRACT)
     assert checkpoint.step == 3
     assert restored.found_at == FOUND_AT[layout]
-    values = jax.tree.map(lambda leaf: np.unique(leaf).tolist(), restored.params)
-    assert values == {"dense": {"bias": [1.0], "kernel": [2.0]}, "embed": {"embedding": [3.0]}}
-    for leaf in jax.tree.leaves(place(restored.params, chosen)):
-        assert leaf.sharding.device_set == set(chosen)
-        assert leaf.is_fully_replicated
+    assert not restored.untied
+    assert values(restored.params) == COUNTED
+    check_placed(restored.params, jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("layout", UNTIED)
+def test_of_untied_towers_each_gets_its_own(layouts, layout, sharding, devices):
+    restored = restore(only(layouts / f"{layout}-{sharding}"), ABSTRACT)
+    assert restored.untied
+    assert restored.found_at == UNTIED[layout]
+    assert values(restored.params["query"]) == COUNTED
+    assert values(restored.params["passage"]) == {
+        "dense": {"bias": [11.0], "kernel": [12.0]},
+        "embed": {"embedding": [13.0]},
+    }
+    check_placed(restored.params, jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_layers_of_a_scan_are_unstacked(layouts, sharding, devices):
+    wanted = {
+        "embed": ABSTRACT["embed"],
+        "layers_0": ABSTRACT["dense"],
+        "layers_1": ABSTRACT["dense"],
+    }
+    restored = restore(only(layouts / f"scanned-{sharding}"), wanted)
+    assert restored.found_at == "default/params"
+    assert restored.remarks == ("its layers are stacked along axis 1",)
+    assert values(restored.params) == {
+        "embed": {"embedding": [3.0]},
+        "layers_0": {"bias": [1.0], "kernel": [2.0]},
+        "layers_1": {"bias": [11.0], "kernel": [12.0]},
+    }
+    check_placed(restored.params, jax.devices()[:devices])
+
+
+@pytest.mark.parametrize(
+    ("kind", "found_at"),
+    {
+        "manager": "model",
+        "single": "default/params",
+        "standard": "params",
+        "plain": "params",
+        "flax": "params",
+        "msgpack": "params",
+    }.items(),
+)
+def test_what_orbax_0_4_8_wrote_is_restored(fixtures, kind, found_at):
+    restored = restore(only(fixtures / "orbax_0_4_8" / kind), ABSTRACT)
+    assert restored.found_at == found_at
+    assert values(restored.params) == COUNTED
 
 
 def test_leaves_are_cast_to_the_dtypes_that_are_asked_for(layouts):
@@ -85,14 +148,14 @@ def test_one_that_is_gone_has_vanished(layouts, tmp_path):
         restore(checkpoint, ABSTRACT)
 
 
-@pytest.mark.parametrize("layout", FOUND_AT)
+@pytest.mark.parametrize("layout", DAMAGED)
 def test_truncated_files_are_corrupt_not_fatal(layouts, tmp_path, layout):
     copy = shutil.copytree(layouts / f"{layout}-replicated", tmp_path / "copy")
-    checkpoint = only(copy)
     data = [path for path in copy.rglob("*") if path.is_file() and path.stat().st_size > 20]
     for path in data:
         if "METADATA" not in path.name and not path.name.startswith((".z", "_sharding")):
             path.write_bytes(path.read_bytes()[:20])
+    checkpoint = only(copy)
     with pytest.raises(
         CorruptError, match=r"checkpoint (step_|checkpoint_)?3 .*cannot be read"
     ):
@@ -142,3 +205,34 @@ def test_what_is_not_the_files_fault_passes_as_it_is(layouts):
     broken = {"dense": object()}
     with pytest.raises(AttributeError):
         restore(only(layouts / "standard-fsdp"), broken)
+
+
+def test_a_base_is_a_checkpoint_or_the_only_one_in_a_directory(layouts, fixtures, tmp_path):
+    directory = layouts / "standard-fsdp"
+    assert standing(str(directory / "3")) == directory / "3"
+    assert standing(str(directory)) == directory / "3"
+    file = fixtures / "orbax_0_4_8" / "msgpack" / "checkpoint_3"
+    assert standing(str(file)) == file
+    assert standing(str(layouts)) is None
+    assert standing(str(tmp_path / "not there")) is None
+    assert values(read(directory / "3", ABSTRACT).params) == COUNTED
+
+
+def test_a_damaged_base_is_said(layouts, tmp_path):
+    copy = shutil.copytree(layouts / "standard-fsdp" / "3", tmp_path / "copy")
+    (copy / "default" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(CorruptError, match="it cannot be read"):
+        read(standing(str(copy)), ABSTRACT)
+
+
+def test_what_is_in_memory_is_fitted_too():
+    tree = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), ABSTRACT)
+    assert values(fitted({"bert": tree, "pooler": {}}, ABSTRACT).params) == values(tree)
+    with pytest.raises(MismatchError, match="dense/bias"):
+        fitted({"embed": tree["embed"]}, ABSTRACT)
+
+
+def test_msgpack_that_is_none_is_corrupt(tmp_path):
+    (tmp_path / "checkpoint_3").write_bytes(b"\x81\xa1a\xc4")
+    with pytest.raises(CorruptError, match="cannot be read as msgpack"):
+        restore(only(tmp_path), ABSTRACT)

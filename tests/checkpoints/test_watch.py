@@ -124,6 +124,64 @@ def test_one_of_old_orbax_is_taken_once_it_stays_the_same(tmp_path):
     assert drain(watching) == [5]
 
 
+def as_file(root, step, more=0):
+    """A checkpoint in one file, as flax.training.checkpoints wrote it before Orbax."""
+    path = Path(root) / f"checkpoint_{step}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\x81\xa1a\xc4" + bytes([step, *range(more)]))
+    return path
+
+
+def test_a_file_is_taken_once_it_stays_the_same_and_pinned(tmp_path):
+    watching = watcher(tmp_path)
+    source = as_file(tmp_path / "ckpt", 5)
+    os.utime(source, (1, 1))
+    watching.poll()
+    as_file(tmp_path / "ckpt", 5, more=3)  # it is still being written
+    os.utime(source, (2, 2))
+    watching.poll()
+    assert watching.next(timeout=0) is None
+    watching.poll()
+    checkpoint = watching.next(timeout=0)
+    content = source.read_bytes()
+    source.unlink()
+    assert checkpoint.readable.read_bytes() == content
+    watching.done(checkpoint)
+    assert list((tmp_path / "pins").iterdir()) == []
+
+
+def test_a_pinned_file_is_taken_up_by_the_next_run(tmp_path):
+    watching = watcher(tmp_path)
+    source = as_file(tmp_path / "ckpt", 5)
+    watching.poll()
+    watching.poll()
+    source.unlink()
+    (tmp_path / "pins" / "checkpoint_6.1006.partial").touch()
+    second = watcher(tmp_path)
+    second.start()
+    second.stop()
+    assert [path.name for path in (tmp_path / "pins").iterdir()] == [
+        second.next(timeout=0).pin.name
+    ]
+    assert drain(second) == [5]
+
+
+def test_only_the_items_that_are_needed_are_pinned_if_all_are_there(tmp_path):
+    watching = watcher(tmp_path)
+    watching.need({"query", "passage"})
+    for step, items in {1: ("query", "passage", "optimizer"), 2: ("query", "other")}.items():
+        for item in items:
+            folder = save(tmp_path / "ckpt", step) / item
+            folder.mkdir()
+            (folder / "_METADATA").touch()
+    watching.poll()
+    first, second = (checkpoint.pin for checkpoint in watching.waiting())
+    assert {path.name for path in first.iterdir() if path.is_dir()} == {"query", "passage"}
+    assert {path.name for path in second.iterdir() if path.is_dir()} == {
+        *("query", "other", "default")
+    }
+
+
 def test_it_is_finished_when_the_trainer_says_so_and_the_line_is_empty(tmp_path):
     watching = watcher(tmp_path)
     save(tmp_path / "ckpt", 1)

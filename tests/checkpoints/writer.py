@@ -3,22 +3,27 @@
     python writer.py DIRECTORY
 
 Each layout lies in DIRECTORY/<layout>-<sharding>. The encoder's parameters count up
-from 1, so that a reader can tell them from the moments and from each other.
+from 1, so that a reader can tell them from the moments and from each other; a passage
+tower's, where it has its own, are 10 more.
 """
 
 import os
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from flax import nnx
+from flax.struct import PyTreeNode
 from flax.training import checkpoints as flax_checkpoints
 from flax.training.train_state import TrainState
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -67,7 +72,47 @@ def state(sharding):
 
 
 def boxed(sharding):
-    return jax.tree.map(lambda leaf: {"value": leaf}, sharded(params(), sharding))
+    """As nn.with_partitioning leaves them."""
+
+    def box(leaf):
+        return nn.Partitioned(leaf, names=(None,) * leaf.ndim)
+
+    return jax.tree.map(box, sharded(params(), sharding))
+
+
+class Tied(PyTreeNode):
+    """As tevax's TiedParams and DualParams, of which the latter holds a list of two."""
+
+    params: Any
+
+
+class Everything(NamedTuple):
+    """A state that is no dictionary, and holds a list."""
+
+    step: int
+    models: list
+    notes: tuple
+
+
+def towers():
+    return [params(), jax.tree.map(lambda leaf: leaf + 10, params())]
+
+
+def train_state(held, sharding):
+    """As tevax's RetrieverTrainState; TrainState.create refuses what is no dictionary."""
+    tx = optax.adam(1e-3)
+    state = TrainState(step=3, apply_fn=None, params=held, tx=tx, opt_state=tx.init(held))
+    return sharded(state, sharding)
+
+
+class Layers(nnx.Module):
+    """The same arrays as an NNX module holds them."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.dense = nnx.Linear(16, 16, rngs=rngs)
+        self.embed = nnx.Embed(64, 16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
 
 
 def manager(directory, args):
@@ -99,11 +144,105 @@ def bare_pytree(directory, sharding):
         checkpointer.save(directory / "step_3", {"params": boxed(sharding), "notes": [1, 2]})
 
 
-def plain_files(directory, sharding):
-    tree = {"params": sharded(params(), sharding)}
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-    with ocp.Checkpointer(handler) as checkpointer:
+def handled(directory, tree, **options):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
         checkpointer.save(directory / "3", args=ocp.args.PyTreeSave(tree))
+
+
+def plain_files(directory, sharding):
+    handled(directory, {"params": sharded(params(), sharding)}, use_ocdbt=False)
+
+
+def zarr3(directory, sharding):
+    handled(directory, {"params": sharded(params(), sharding)}, use_zarr3=True)
+
+
+def plain_zarr3(directory, sharding):
+    tree = {"params": sharded(params(), sharding)}
+    handled(directory, tree, use_ocdbt=False, use_zarr3=True)
+
+
+def named_tuple(directory, sharding):
+    whole = Everything(3, [sharded(params(), sharding)], ())
+    manager(directory, ocp.args.PyTreeSave(whole))
+
+
+def nnx_state(directory, sharding):
+    model = Layers()
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    values = params()
+    model.dense.kernel.set_value(values["dense"]["kernel"])
+    model.dense.bias.set_value(values["dense"]["bias"])
+    model.embed.embedding.set_value(values["embed"]["embedding"])
+    states = {"model": nnx.state(model, nnx.Param), "optimizer": nnx.state(optimizer)}
+    manager(directory, ocp.args.StandardSave(sharded(states, sharding)))
+
+
+def version_1(directory, sharding):
+    try:
+        from orbax.checkpoint import v1
+    except ImportError:
+        from orbax.checkpoint.experimental import v1
+    save = getattr(v1, "save", None) or v1.save_pytree
+    save(directory / "3", {"params": sharded(params(), sharding)})
+
+
+def magix(directory, sharding):
+    """The manager of its get_chckpoint_manager: a checkpointer an item, as long ago."""
+    kinds = {
+        item: ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        for item in ("model", "optimizer")
+    }
+    whole = state(sharding)
+    items = {"model": whole.params, "optimizer": whole.opt_state}
+    with ocp.CheckpointManager(directory, kinds) as checkpoints:
+        checkpoints.save(3, items=items)
+
+
+class LoraPair(NamedTuple):
+    """As in magix/lora.py."""
+
+    in_matrix: Any
+    out_matrix: Any
+
+
+def magix_lora(directory, sharding):
+    """Adapters of rank 2 for the kernel; what is not adapted stands there as None."""
+    pair = LoraPair(jnp.full((16, 2), 0.5), jnp.arange(32.0).reshape(2, 16))
+    lora = {"dense": {"kernel": pair, "bias": None}, "embed": {"embedding": None}}
+    kinds = {
+        item: ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        for item in ("lora", "optimizer")
+    }
+    items = sharded({"lora": lora, "optimizer": optax.adam(1e-3).init(lora)}, sharding)
+    with ocp.CheckpointManager(directory, kinds) as checkpoints:
+        checkpoints.save(3, items=items)
+
+
+def tevax_tied(directory, sharding):
+    manager(directory, ocp.args.StandardSave(train_state(Tied(params()), sharding)))
+
+
+def tevax_dual(directory, sharding):
+    manager(directory, ocp.args.StandardSave(train_state(Tied(towers()), sharding)))
+
+
+def two_items(directory, sharding):
+    query, passage = sharded(towers(), sharding)
+    items = {
+        "query_encoder": ocp.args.StandardSave(query),
+        "passage_encoder": ocp.args.StandardSave(passage),
+        "optimizer": ocp.args.StandardSave(query),
+    }
+    manager(directory, ocp.args.Composite(**items))
+
+
+def scanned(directory, sharding):
+    """Two layers in one array, as nn.scan leaves them, along MaxText's axis."""
+    layer = params()["dense"]
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 10], 1), layer)
+    tree = {"params": {"layers": stack, "embed": params()["embed"]}}
+    manager(directory, ocp.args.StandardSave(sharded(tree, sharding)))
 
 
 def flax_orbax(directory, sharding):
@@ -112,7 +251,17 @@ def flax_orbax(directory, sharding):
     )
 
 
-LAYOUTS = (standard, composite, bare_standard, bare_pytree, plain_files, flax_orbax)
+def flax_msgpack(directory, sharding):
+    """As before flax used Orbax: one file."""
+    flax.config.update("flax_use_orbax_checkpointing", False)
+    flax_checkpoints.save_checkpoint(directory, state(sharding), 3)
+
+
+LAYOUTS = (
+    *(standard, composite, bare_standard, bare_pytree, plain_files, zarr3, plain_zarr3),
+    *(named_tuple, nnx_state, version_1, magix, magix_lora, tevax_tied, tevax_dual),
+    *(two_items, scanned, flax_orbax, flax_msgpack),
+)
 
 
 def main(root):

@@ -1,4 +1,4 @@
-"""An encoder whose tree no checkpoint of the tiny world has."""
+"""An encoder whose tree no checkpoint of the tiny world has, and one that is broken."""
 
 import flax.linen as nn
 
@@ -13,3 +13,13 @@ class Other(nn.Module):
 
 def encoder():
     return from_linen(Other())
+
+
+class Broken(nn.Module):
+    @nn.compact
+    def __call__(self, ids, mask):
+        return nn.Embed(14, 4, name="vectors")(ids)[:, self.position]
+
+
+def broken():
+    return from_linen(Broken())

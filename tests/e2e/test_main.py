@@ -265,6 +265,17 @@ def test_a_tree_that_does_not_fit_says_what_is_missing_and_keeps_the_pin(run):
     assert [line["step"] for line in run.lines()] == [3]
 
 
+def test_a_plug_ins_own_traceback_follows_the_line(run):
+    world.save(run.checkpoints, [3])
+    status, _, err = run.finish(encoder="tests.e2e.other:broken")
+    assert status == 2
+    fault, place, line = err.splitlines()[-3:]
+    assert fault.startswith("jaxval: --encoder=tests.e2e.other:broken: its parameters' shapes")
+    assert "no attribute" in fault
+    assert place.startswith(f'  File "{ROOT / "tests/e2e/other.py"}", line ')
+    assert line == '    return nn.Embed(14, 4, name="vectors")(ids)[:, self.position]'
+
+
 def test_documents_that_only_the_qrels_know_are_counted_and_said(run):
     qrels = {"q0": {"p0": 1, "x1": 1, "x2": 1}}
     texts = world.write_texts(run.root / "strangers", qrels=qrels)

@@ -1,0 +1,141 @@
+"""Layers that a trainer keeps in one array (`nn.scan`), for an encoder that numbers them.
+
+MaxText, T5X and magix's scanned models save one array [layers, ...], or [width, layers, ...],
+where the encoder expects `layer/0/...`, `layer/1/...` or `layers_0/...`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxval.checkpoints.trees import KeyPath, Shapes, resolve, show
+from jaxval.errors import MismatchError
+
+_NUMBERED = re.compile(r"^(?:(.*)_)?(\d+)$")
+_AXES = (0, 1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a wanted leaf stands in a checkpoint.
+
+    Attributes:
+      path: of the array.
+      layer: which slice of it along `axis`; None takes it whole.
+    """
+
+    path: KeyPath
+    layer: int | None = None
+    axis: int = 0
+
+    def take(self, array: np.ndarray) -> np.ndarray:
+        """The leaf, a view if it is one layer of many."""
+        if self.layer is None:
+            return array
+        layer: np.ndarray = array[(slice(None),) * self.axis + (self.layer,)]
+        return layer
+
+
+@dataclass(frozen=True)
+class Group:
+    """Siblings that are numbered from 0 and alike: the layers of an encoder.
+
+    Attributes:
+      parent: where they stand.
+      stem: of `stem_0`, `stem_1`; None if they are bare numbers.
+      count: of layers.
+      leaves: what each layer holds, by path within it.
+    """
+
+    parent: KeyPath
+    stem: str | None
+    count: int
+    leaves: Shapes
+
+    def paths(self, layer: int) -> dict[KeyPath, KeyPath]:
+        """A layer's leaves: path within it -> path in the tree."""
+        name = str(layer) if self.stem is None else f"{self.stem}_{layer}"
+        return {rest: (*self.parent, name, *rest) for rest in self.leaves}
+
+
+def groups(wanted: Shapes) -> list[Group]:
+    """Every group of a tree, the outer ones first."""
+    members: dict[tuple[KeyPath, str | None], dict[int, dict[KeyPath, Any]]]
+    members = defaultdict(lambda: defaultdict(dict))
+    for path, shape in wanted.items():
+        for depth, key in enumerate(path):
+            if match := _NUMBERED.match(key):
+                layers = members[path[:depth], match[1]]
+                layers[int(match[2])][path[depth + 1 :]] = shape
+    found = [
+        Group(parent, stem, len(layers), layers[0])
+        for (parent, stem), layers in members.items()
+        if set(layers) == set(range(len(layers)))
+        and all(layer == layers[0] for layer in layers.values())
+    ]
+    return sorted(found, key=lambda group: len(group.parent))
+
+
+def unstack(
+    group: Group, prefix: KeyPath, found: Shapes, children: Mapping[KeyPath, Sequence[str]]
+) -> dict[KeyPath, Source]:
+    """Where a group's leaves stand if they are stacked below `prefix`; empty if they are not.
+
+    Args:
+      group: of the wanted tree.
+      prefix: under which that tree is sought.
+      found: the checkpoint's shapes.
+      children: the names below each node of the checkpoint.
+
+    Raises:
+      MismatchError: two arrays, or two axes, would do.
+    """
+    fits = [
+        (head, axis)
+        for head in _heads(group, prefix, children)
+        for axis in _AXES
+        if _fits(group, head, axis, found)
+    ]
+    if len(fits) > 1:
+        listed = ", ".join(f"{show(head)} along axis {axis}" for head, axis in fits)
+        raise MismatchError(
+            f"the {group.count} layers of {show(group.parent)} may be stacked in {listed}:"
+            " which of them cannot be told; save them one by one"
+        )
+    return {
+        path: Source(resolve((*head, *rest), found), layer, axis)
+        for head, axis in fits
+        for layer in range(group.count)
+        for rest, path in group.paths(layer).items()
+    }
+
+
+def _heads(
+    group: Group, prefix: KeyPath, children: Mapping[KeyPath, Sequence[str]]
+) -> Iterator[KeyPath]:
+    """Where the stack may stand: for `layer/0` in `layer`, `layer/*` or `*`; for `layer_0`
+    in `*`."""
+    parent = (*prefix, *group.parent)
+    nodes = [parent]
+    if group.stem is None:
+        yield parent
+        nodes += [parent[:-1]] if group.parent else []
+    for node in nodes:
+        for name in children.get(node, ()):
+            if (*node, name) != parent:
+                yield (*node, name)
+
+
+def _fits(group: Group, head: KeyPath, axis: int, found: Shapes) -> bool:
+    return all(
+        len(shape) >= axis
+        and found.get(resolve((*head, *rest), found))
+        == (*shape[:axis], group.count, *shape[axis:])
+        for rest, shape in group.leaves.items()
+    )

@@ -1,0 +1,156 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_locate import abstract
+from test_restore import ABSTRACT, SHARDINGS, check_placed, only
+
+from jaxval.checkpoints import lora
+from jaxval.checkpoints.lora import Base
+from jaxval.checkpoints.restore import restore
+from jaxval.errors import MismatchError
+from jaxval.records import ParamsPaths
+
+RNG = np.random.default_rng(0)
+WANTED = {("dense", "kernel"): (4, 6), ("dense", "bias"): (6,), ("heads", "kernel"): (4, 2, 3)}
+
+
+def base(alpha=8.0, dtype="float32"):
+    return Base(
+        jax.tree.map(lambda spec: RNG.normal(size=spec.shape).astype(dtype), abstract(WANTED)),
+        alpha,
+    )
+
+
+def adapters(*prefix, owner=("dense", "kernel"), names=("in_matrix", "out_matrix"), rank=2):
+    """The two factors of a [4, 6] kernel."""
+    left, right = names
+    return {
+        (*prefix, *owner, left): RNG.normal(size=(4, rank)).astype("float32"),
+        (*prefix, *owner, right): RNG.normal(size=(rank, 6)).astype("float32"),
+    }
+
+
+def shapes(leaves):
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def merged(base, leaves, **asked):
+    return lora.plan(base, shapes(leaves), ParamsPaths(**asked)).build(leaves)
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (("dense", "kernel"), ("in_matrix", "out_matrix")),  # magix
+        (("dense", "kernel"), ("a", "b")),
+        (("dense", "kernel"), ("lora_A", "lora_B")),
+        (("dense",), ("lora_a", "lora_b")),  # nnx.LoRA beside the kernel
+        (("dense", "lora"), ("lora_a", "lora_b")),  # nnx.LoRALinear
+    ],
+)
+def test_the_product_times_alpha_by_rank_is_added(owner, names):
+    before, leaves = base(alpha=8.0), adapters("lora", owner=owner, names=names)
+    left, right = leaves.values()
+    after = merged(before, leaves)
+    np.testing.assert_allclose(
+        after["dense"]["kernel"],
+        before.params["dense"]["kernel"] + 8 / 2 * left @ right,
+        rtol=1e-6,
+    )
+    for name, part in (("dense", "bias"), ("heads", "kernel")):
+        assert after[name][part] is before.params[name][part]
+
+
+def test_which_factor_is_which_follows_from_their_shapes():
+    before, leaves = base(), adapters("lora", names=("b", "a"))  # as lorax: w + b @ a
+    left, right = leaves.values()
+    np.testing.assert_allclose(
+        merged(before, leaves)["dense"]["kernel"],
+        before.params["dense"]["kernel"] + 4 * left @ right,
+        rtol=1e-6,
+    )
+
+
+def test_more_than_two_axes_are_adapted_along_the_last_two():
+    before = base(alpha=1.0)
+    left, right = (RNG.normal(size=shape).astype("float32") for shape in [(4, 2, 1), (4, 1, 3)])
+    owner = ("lora", "heads", "kernel")
+    after = merged(before, {(*owner, "in_matrix"): left, (*owner, "out_matrix"): right})
+    np.testing.assert_allclose(
+        after["heads"]["kernel"], before.params["heads"]["kernel"] + left * right, rtol=1e-6
+    )
+
+
+def test_a_sum_of_small_changes_is_rounded_once():
+    before = base(dtype=jnp.bfloat16)
+    leaves = adapters("lora")
+    left, right = leaves.values()
+    expected = before.params["dense"]["kernel"].astype("float32") + 4 * left @ right
+    np.testing.assert_array_equal(
+        merged(before, leaves)["dense"]["kernel"], expected.astype(jnp.bfloat16)
+    )
+
+
+def test_where_they_were_found_and_what_they_change_is_said():
+    plan = lora.plan(
+        base(), shapes(adapters("lora") | adapters("optimizer", "0", "mu", rank=2))
+    )
+    assert plan.found_at == "lora"
+    assert plan.remarks == ("adapters of rank 2, merged into 1 of 3 arrays",)
+    assert set(plan.reads) == set(adapters("lora"))
+
+
+def test_two_towers_have_adapters_of_their_own():
+    before = base()
+    leaves = adapters("lora", "query") | adapters("lora", "passage")
+    after = merged(before, leaves)
+    assert set(after) == {"query", "passage"}
+    assert after["query"]["heads"]["kernel"] is after["passage"]["heads"]["kernel"]
+    assert not np.array_equal(
+        after["query"]["dense"]["kernel"], after["passage"]["dense"]["kernel"]
+    )
+    swapped = merged(before, leaves, query="lora/passage", passage="lora/query")
+    np.testing.assert_array_equal(
+        swapped["query"]["dense"]["kernel"], after["passage"]["dense"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        {("params", "dense", "kernel"): np.zeros((4, 6))},
+        adapters("lora", owner=("other", "kernel")),
+        {path: leaf.T for path, leaf in adapters("lora").items()},
+        adapters("optimizer", "0", "mu"),
+    ],
+)
+def test_what_holds_no_adapters_of_the_encoder_says_so(leaves):
+    with pytest.raises(MismatchError, match="no adapters .* leave --base_params out"):
+        merged(base(), leaves)
+
+
+def test_two_sets_of_adapters_are_listed():
+    with pytest.raises(MismatchError, match="more than one subtree fits .* ema, lora"):
+        merged(base(), adapters("lora") | adapters("ema"))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_what_magix_wrote_is_merged(layouts, sharding, devices):
+    tree = jax.tree.map(lambda spec: np.ones(spec.shape, spec.dtype), ABSTRACT)
+    restored = restore(
+        only(layouts / f"magix_lora-{sharding}"), ABSTRACT, base=Base(tree, alpha=30)
+    )
+    assert restored.found_at == "lora"
+    assert restored.items == {"lora"}
+    product = np.full((16, 2), 0.5) @ np.arange(32.0).reshape(2, 16)
+    expected = np.float32(1 + 30 / 2 * product)
+    np.testing.assert_array_equal(restored.params["dense"]["kernel"], expected)
+    assert restored.params["embed"]["embedding"] is tree["embed"]["embedding"]
+    check_placed(restored.params, jax.devices()[:devices])
+
+
+def test_adapters_without_a_base_are_told_the_flags(layouts):
+    with pytest.raises(MismatchError, match="adapters, under lora: name what .*--base_params"):
+        restore(only(layouts / "magix_lora-fsdp"), ABSTRACT)
