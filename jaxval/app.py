@@ -46,7 +46,8 @@ def _framed(main: Callable[[], int]) -> int:
     try:
         return main()
     except JaxvalError as error:
-        return _fault(str(error), error.status)
+        notes = getattr(error, "__notes__", ())
+        return _fault("\n".join((str(error), *notes)), error.status)
     except OSError as error:
         if error.errno not in _FULL:
             raise

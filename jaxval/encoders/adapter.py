@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,14 @@ Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 """(params, ids [batch, length] int32, mask [batch, length] bool) -> [batch, dim]."""
 
 _METHODS = ("encode_queries", "encode_passages", "abstract_params")
+
+_NOT_THE_USERS = (
+    "<",
+    str(Path(__file__).parents[1]),
+    *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")},
+)
+"""How the paths of frames begin that are Python's, a library's or jaxval's."""
+_SHOWN = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +136,10 @@ def load_factory(spec: str) -> Encoder:
     try:
         encoder = factory()
     except Exception as error:
-        raise EncoderError(
+        raise _blamed(
             f"--encoder={spec}: {attribute}() raised {_brief(error)}; "
-            "it is called without arguments and must return an encoder"
+            "it is called without arguments and must return an encoder",
+            error,
         ) from error
     return _checked(spec, encoder)
 
@@ -147,7 +157,8 @@ def check(encoder: Encoder, name: str) -> None:
     try:
         params = encoder.abstract_params()
     except Exception as error:
-        raise EncoderError(f"{name}: its parameters' shapes raised {_brief(error)}") from error
+        message = f"{name}: its parameters' shapes raised {_brief(error)}"
+        raise _blamed(message, error) from error
     queries = _traced(encoder.encode_queries, params, f"{name}: encoding queries")
     passages = _traced(encoder.encode_passages, params, f"{name}: encoding passages")
     if queries != passages:
@@ -163,7 +174,7 @@ def _traced(encode: Encode, params: Params, what: str) -> int:
     try:
         result = jax.eval_shape(encode, params, ids, mask)
     except Exception as error:
-        raise EncoderError(f"{what} raised {_brief(error)}{_where(error)}") from error
+        raise _blamed(f"{what} raised {_brief(error)}", error) from error
     shape = getattr(result, "shape", None)
     if shape is None:
         raise EncoderError(f"{what} gives a {type(result).__name__}, wanted one array")
@@ -174,11 +185,17 @@ def _traced(encode: Encode, params: Params, what: str) -> int:
     return int(shape[1])
 
 
-def _where(error: Exception) -> str:
-    """The last place in the traceback that is not in a library."""
+def _blamed(message: str, error: Exception) -> EncoderError:
+    """An error whose note is the user's own part of the traceback, the last calls of it."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    lines = [f'  File "{f.filename}", line {f.lineno}, in {f.name}\n    {f.line}' for f in own]
+    if isinstance(error, SyntaxError):  # says itself where it stands
+        lines = ["".join(traceback.format_exception_only(error)).rstrip()]
+    blamed = EncoderError(message)
+    if lines:
+        blamed.add_note("\n".join(lines[-_SHOWN:]))
+    return blamed
 
 
 def source_digest(spec: str) -> str:
@@ -207,9 +224,10 @@ def _import(spec: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise EncoderError(
+        raise _blamed(
             f"--encoder={spec}: importing {name} raised {_brief(error)}; install it, or "
-            f"start in the directory that holds it (now {here})"
+            f"start in the directory that holds it (now {here})",
+            error,
         ) from error
 
 

@@ -158,13 +158,36 @@ def traced(function, *, passages=None):
         (lambda params, ids, mask: (params["w"], mask), "gives a tuple, wanted one array"),
         (
             lambda params, ids, mask: params["nothing"],
-            r"raised KeyError: 'nothing' \(.*py:\d+\)",
+            r"raised KeyError: 'nothing'",
         ),
     ],
 )
 def test_what_an_encoder_gives_is_checked_before_anything_is_encoded(function, said):
     with pytest.raises(EncoderError, match=said):
         adapter.check(traced(function), "--encoder=x:y")
+
+
+def pools(states):
+    return states["pooled"]
+
+
+def test_the_users_own_part_of_the_traceback_is_its_note():
+    with pytest.raises(EncoderError) as caught:
+        adapter.check(traced(lambda params, ids, mask: pools(params)), "--encoder=x:y")
+    (note,) = caught.value.__notes__
+    assert note.splitlines()[-2].startswith(f'  File "{__file__}", line ')
+    assert note.splitlines()[-2].endswith(", in pools")
+    assert note.splitlines()[-1] == '    return states["pooled"]'
+    assert note.count("  File ") == 2  # neither JAX's nor jaxval's
+    assert "\n" not in str(caught.value)
+
+
+def test_a_syntax_error_is_shown_where_it_stands(here):
+    with pytest.raises(EncoderError) as caught:
+        load_factory("broken:good")
+    (note,) = caught.value.__notes__
+    assert f'  File "{here / "broken.py"}", line 1' in note
+    assert "    def f(:" in note
 
 
 def test_towers_of_different_widths_cannot_be_compared():
