@@ -20,7 +20,7 @@ demo: $(VENV)/.cpu
 	$(BIN)/python -m jaxval.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak
