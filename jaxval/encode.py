@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from jaxval.errors import NonFiniteError
 from jaxval.records import Bar, Params
 
 Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
+_Signature = tuple[tuple[int, ...], np.dtype, np.dtype]
+"""Of a batch: its shape [devices, rows, width], the types of its ids and of its lengths."""
 
 _IN_FLIGHT = 4
 _ROW_MULTIPLE = 8
@@ -72,10 +75,6 @@ class Tower:
       devices: each takes an equal part of each batch.
       batch_tokens: tokens a batch a device, padding included.
       chunk_floats: components of a chunk's vectors, about; None for what suits the device.
-
-    Attributes:
-      run: (params, ids [devices, rows, width], lengths [devices, rows]) -> vectors
-        [devices, rows, dim] float32, on the devices; compiled once a shape.
     """
 
     def __init__(
@@ -88,7 +87,49 @@ class Tower:
         self._devices = tuple(devices)
         self._batch_tokens = batch_tokens
         self._chunk_floats = chunk_floats or _default_chunk_floats(self._devices[0])
-        self.run = _spread(encode, self._devices)
+        self._spread = _spread(encode, self._devices)
+        self._ahead: dict[_Signature, Future[Callable[..., Any] | None]] = {}
+
+    def run(self, params: Params, ids: Any, lengths: Any) -> jax.Array:
+        """Encodes one batch; compiled once a shape.
+
+        Args:
+          params: as `place` returns them.
+          ids: [devices, rows, width] integers.
+          lengths: [devices, rows] integers.
+
+        Returns:
+          [devices, rows, dim] float32, on the devices.
+        """
+        ahead = self._ahead.get((ids.shape, ids.dtype, lengths.dtype))
+        compiled = ahead.result() if ahead else None
+        vectors: jax.Array = (compiled or self._spread)(params, ids, lengths)
+        return vectors
+
+    def compile_ahead(self, params: Params, store: TokenStore, workers: Executor) -> None:
+        """Has the workers compile what a store's batches need; `run` waits for its own shape.
+
+        Args:
+          params: a tree of jax.ShapeDtypeStruct.
+          store: what will be encoded.
+          workers: threads; the compiler keeps a core busy in each.
+        """
+        types = np.dtype(store.dtype), store.lengths.dtype
+        for span in self._spans(store.buckets):
+            signature = (self._shape(span), *types)
+            if signature not in self._ahead:
+                self._ahead[signature] = workers.submit(self._compile, params, *signature)
+
+    def _compile(
+        self, params: Params, shape: tuple[int, ...], of_ids: np.dtype, of_lengths: np.dtype
+    ) -> Callable[..., Any] | None:
+        ids = jax.ShapeDtypeStruct(shape, of_ids)
+        lengths = jax.ShapeDtypeStruct(shape[:-1], of_lengths)
+        try:
+            compiled: Callable[..., Any] = self._spread.lower(params, ids, lengths).compile()
+        except Exception:  # Whatever it is, it comes again where the batch is run.
+            return None
+        return compiled
 
     def halve(self) -> int | None:
         """Halves the batch for good; its tokens now, or None if it is as small as it gets."""
@@ -124,10 +165,13 @@ class Tower:
             ids = _rows(store.buckets, matrices, span)
             lengths = np.zeros(span.rows, store.lengths.dtype)
             lengths[: span.count] = store.lengths[span.start : span.start + span.count]
-            shape = (len(self._devices), span.rows // len(self._devices))
+            shape = self._shape(span)
             yield _Batch(
-                ids.reshape(*shape, span.width), lengths.reshape(shape), span.start, span.count
+                ids.reshape(shape), lengths.reshape(shape[:-1]), span.start, span.count
             )
+
+    def _shape(self, span: _Span) -> tuple[int, int, int]:
+        return len(self._devices), span.rows // len(self._devices), span.width
 
     def _spans(self, buckets: Sequence[Bucket]) -> Iterator[_Span]:
         """What each batch covers. What does not fill a last batch of its width goes into the
@@ -230,15 +274,14 @@ def place(params: Params, devices: Sequence[jax.Device]) -> Params:
     return jax.device_put(params, everywhere)
 
 
-def _spread(encode: Encode, devices: tuple[jax.Device, ...]) -> Callable[..., Any]:
+def _spread(encode: Encode, devices: tuple[jax.Device, ...]) -> Any:
     def run(params: Params, ids: jax.Array, lengths: jax.Array) -> jax.Array:
         mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None].astype(jnp.int32)
         # By itself JAX computes float32 products in TF32 on GPUs, in bfloat16 on TPUs.
         with jax.default_matmul_precision("float32"):
             return encode(params, ids.astype(jnp.int32), mask).astype(jnp.float32)
 
-    spread: Callable[..., Any] = jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
-    return spread
+    return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -38,7 +38,7 @@ from jaxval.trackers.jsonl import JsonLines
 from jaxval.trackers.runs import write_run
 from jaxval.trackers.signals import SignalFile
 from jaxval.trackers.tensorboard import TensorBoard
-from jaxval.validate import Bench, Outcome, validate
+from jaxval.validate import Bench, Outcome, compiling_ahead, validate
 
 _LOG = logging.getLogger(__name__)
 _ROOM = 8 * 2**20  # bytes that must be free before anything is written
@@ -126,8 +126,9 @@ def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Devic
         _open_series(config, source, prepared, ledger)
         session = Session(config, source, prepared, ledger, _trackers(config, prepared))
         try:
-            session.begin()
-            session.consume()
+            with compiling_ahead(prepared.bench):
+                session.begin()
+                session.consume()
         finally:
             session.end()
             _say_saved(prepared, ledger)

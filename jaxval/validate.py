@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +143,21 @@ def validate(
             )
             for judged, found in zip(sets, _split(hits, sets), strict=True):
                 yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
+
+
+@contextlib.contextmanager
+def compiling_ahead(bench: Bench) -> Iterator[None]:
+    """Compiles beside what is done inside, in the order of the stages: waiting for the first
+    checkpoint and restoring it leave the time."""
+    workers = ThreadPoolExecutor(os.cpu_count(), "compile")
+    try:
+        for round_ in bench.rounds:
+            for judged in round_.sets:
+                bench.query_tower.compile_ahead(bench.abstract_params, judged.queries, workers)
+            bench.passage_tower.compile_ahead(bench.abstract_params, round_.corpus, workers)
+        yield
+    finally:
+        workers.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

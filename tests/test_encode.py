@@ -1,5 +1,6 @@
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.monitoring
@@ -158,6 +159,36 @@ def test_another_checkpoint_compiles_nothing(store, silent):
     assert len(first) >= len(texts.buckets) > 1
     assert second == []
     np.testing.assert_array_equal(vectors, expected(TEXTS, table(seed=1)))
+
+
+def abstract(params):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_was_compiled_ahead_runs_without_compiling(store, silent, devices):
+    texts = store(TEXTS)
+    made = Tower(sums, jax.devices()[:devices], 16)
+    params = on(jax.devices()[:devices], table=table())
+    with ThreadPoolExecutor(2) as workers:
+        made.compile_ahead(abstract(params), texts, workers)
+    with compilations() as seen:
+        vectors = matrix(made.chunks(params, texts, silent()), texts.count)
+    assert seen == []
+    np.testing.assert_array_equal(vectors, expected(TEXTS, table()))
+
+
+def test_what_cannot_be_compiled_ahead_says_so_where_it_is_run(store, silent):
+    def broken(params, ids, mask):
+        raise ValueError("no such layer")
+
+    texts = store(TEXTS)
+    made = Tower(broken, jax.devices()[:1], 16)
+    params = on(jax.devices()[:1], table=table())
+    with ThreadPoolExecutor(2) as workers:
+        made.compile_ahead(abstract(params), texts, workers)
+    with pytest.raises(ValueError, match="no such layer"):
+        list(made.chunks(params, texts, silent()))
 
 
 def test_a_shape_is_compiled_once(store, silent):
