@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxval.corpus import bm25
 from jaxval.corpus.partial import sweep
 from jaxval.corpus.readers import digest
 from jaxval.corpus.sampling import Strategy
@@ -27,11 +28,13 @@ class Origin:
     Attributes:
       strategy: with its arguments, as `sampling.parse` reads it.
       seed: of its random part.
+      stemmer: of its bm25 part; None if it has none.
       inputs: corpus, queries, qrels -> `readers.digest`; runs -> those of the runs, sorted.
     """
 
     strategy: str
     seed: int
+    stemmer: str | None
     inputs: Mapping[str, str | list[str]]
 
 
@@ -47,7 +50,8 @@ def origin(files: DatasetFiles, strategy: Strategy, runs: Sequence[Path], seed: 
         "qrels": digest(files.qrels),
         "runs": sorted(map(digest, runs)),
     }
-    return Origin(str(strategy), seed, inputs)
+    stemmer = bm25.STEMMER if strategy.bm25 else None
+    return Origin(str(strategy), seed, stemmer, inputs)
 
 
 def holds(folder: Path, wanted: Origin) -> bool:
@@ -124,7 +128,7 @@ def _others(manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     """In which of its origins the manifest's sample is another."""
     plain = [
         f"{name} {manifest.get(name)}, not {wanted[name]}"
-        for name in ("strategy", "seed")
+        for name in ("strategy", "seed", "stemmer")
         if manifest.get(name) != wanted[name]
     ]
     had = manifest.get("inputs", {})

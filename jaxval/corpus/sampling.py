@@ -105,7 +105,8 @@ def select(
       seed: of the `random` parts, from 0.
 
     Raises:
-      UserError: a strategy has a `run` part and there are no runs, or bm25s is missing.
+      UserError: a strategy has a `run` part and there are no runs, or what BM25 needs is
+        not installed.
       DataError: the corpus cannot be used.
     """
     if any(strategy.run for strategy in strategies) and not runs:

@@ -11,7 +11,7 @@ from jaxval.corpus.sampling import Strategy
 from jaxval.errors import DataError, UserError
 
 INPUTS = {"corpus": "1", "queries": "2", "qrels": "3", "runs": ["4", "5"]}
-MADE = Origin("run:depth=9", 0, INPUTS)
+MADE = Origin("run:depth=9", 0, None, INPUTS)
 
 
 def fill(folder):
@@ -28,6 +28,7 @@ def test_a_sample_is_published_whole_and_known_again(tmp_path):
     assert manifest == {
         "strategy": "run:depth=9",
         "seed": 0,
+        "stemmer": None,
         "inputs": INPUTS,
         "counts": {"passages": 1},
     }
@@ -45,11 +46,15 @@ def test_an_empty_folder_is_filled(tmp_path):
     ("other", "what"),
     [
         (
-            Origin("run:depth=8", 0, INPUTS),
+            Origin("run:depth=8", 0, None, INPUTS),
             "strategy run:depth=9, not run:depth=8",
         ),
-        (Origin("run:depth=9", 7, INPUTS), "seed 0, not 7"),
-        (Origin("run:depth=9", 0, INPUTS | {"corpus": "9", "runs": []}), "other corpus, other"),
+        (Origin("run:depth=9", 7, None, INPUTS), "seed 0, not 7"),
+        (Origin("run:depth=9", 0, "other", INPUTS), "stemmer None, not other"),
+        (
+            Origin("run:depth=9", 0, None, INPUTS | {"corpus": "9", "runs": []}),
+            "other corpus, other",
+        ),
     ],
 )
 def test_another_sample_is_told_apart(tmp_path, other, what):
@@ -114,7 +119,7 @@ def test_who_comes_second_takes_what_is_there(tmp_path):
     samples.publish(folder, MADE, slow)
     assert samples.holds(folder, MADE)
     with pytest.raises(UserError, match="holds another sample"):
-        samples.publish(folder, Origin("full", 0, INPUTS), fill)
+        samples.publish(folder, Origin("full", 0, None, INPUTS), fill)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -138,3 +143,9 @@ def test_the_origin_is_of_the_bytes_and_not_of_the_order_of_runs(beir, tmp_path)
     )
     files.corpus.write_text(files.corpus.read_text() + "\n")
     assert samples.origin(files, Strategy(run=3), paths, 5) != first
+
+
+def test_only_of_a_bm25_part_the_stemmer_matters(beir):
+    files = parse(f"a:{beir()}")
+    assert samples.origin(files, Strategy(random=3), [], 5).stemmer is None
+    assert samples.origin(files, Strategy(bm25=3), [], 5).stemmer == "snowball english"
