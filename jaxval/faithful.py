@@ -252,7 +252,7 @@ def _row(
     trials: Sequence[Trial],
     measures: Sequence[Any],
 ) -> Report:
-    """A strategy's entry; seconds are means over the checkpoints."""
+    """A strategy's entry."""
     share = part.tokens / corpus.tokens
     seconds = _seconds(trials, number, share)
     total, whole = sum(seconds.values()), sum(_seconds(trials, 0, 1.0).values())
@@ -275,12 +275,15 @@ def _row(
 
 def _seconds(trials: Sequence[Trial], number: int, share: float) -> dict[str, float]:
     """Stage -> seconds a checkpoint: encoding in proportion to the tokens, all else as
-    measured, and restoring and the queries' encoding in full."""
+    measured, and restoring and the queries' encoding in full.
+
+    Medians over the checkpoints: the first compiles, and others use the machine too.
+    """
     shared = {
-        stage: float(np.mean([trial.shared[stage] for trial in trials]))
+        stage: float(np.median([trial.shared[stage] for trial in trials]))
         for stage in ("restore", "queries", "passages")
     }
-    own = float(np.mean([trial.own[number] for trial in trials]))
+    own = float(np.median([trial.own[number] for trial in trials]))
     return shared | {"passages": shared["passages"] * share, "search": own}
 
 

@@ -91,7 +91,7 @@ def main() -> None:
     add_data(parser)
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is made")
     parser.add_argument("--queries", type=int, default=300, help="validation queries")
-    parser.add_argument("--distractors", type=int, default=20_000, help="of AWS's passages")
+    parser.add_argument("--distractors", type=int, default=60_000, help="of AWS's passages")
     parser.add_argument("--layers", type=int, default=1, help="that the encoder is cut to")
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--save_every", type=int, default=30)
