@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxval import dense
 from jaxval.agreement import RESAMPLES, agree
 from jaxval.checkpoints.commit import committed
-from jaxval.checkpoints.restore import restore
 from jaxval.config import Config
 from jaxval.corpus import bm25, readers, sampling
 from jaxval.corpus.datasets import load_queries
-from jaxval.corpus.runs import Run, read_run
+from jaxval.corpus.runs import Candidates, Run, read_run
 from jaxval.corpus.sampling import Selection, Strategy
 from jaxval.corpus.tokens import TokenStore
-from jaxval.errors import CheckpointError, DataError, UnreadableError, UserError
+from jaxval.errors import CheckpointError, DataError, UserError
 from jaxval.measures import lower_is_better
 from jaxval.prepare import prepare
 from jaxval.records import Checkpoint, DatasetFiles, Progress, Text
@@ -107,6 +107,7 @@ def run(
     plans: Sequence[Plan],
     seed: int,
     checkpoints: Sequence[Checkpoint],
+    ranker: Checkpoint | None,
     devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
 ) -> Report:
@@ -119,6 +120,8 @@ def run(
       plans: none that keeps everything; the whole corpus is always there.
       seed: of the strategies' random parts.
       checkpoints: in the order of the report.
+      ranker: whose ranking the strategies' dense parts take, by an encoding of its own; None
+        if there is no such part.
       devices: opened when all else has been found right.
       progress: shows what takes long.
 
@@ -128,7 +131,8 @@ def run(
     (files,) = config.datasets
     prepared = prepare(config, devices, progress)
     bench, corpus = prepared.bench, prepared.bench.rounds[0].corpus
-    chosen = list(_select(plans, files, seed, corpus, progress))
+    ranked = _rank(ranker, plans, bench, progress)
+    chosen = list(_select(plans, files, seed, corpus, ranked, progress))
     whole = subset(corpus, np.arange(corpus.count))
     trials = dict(_trials(checkpoints, bench, [whole, *chosen], progress))
     _check_enough(len(trials), f"{len(trials)} of {len(checkpoints)} could be validated")
@@ -170,11 +174,15 @@ def _trial(
     subsets: Sequence[Subset],
     progress: Progress,
 ) -> Trial:
-    try:
-        restored = restore(checkpoint, bench.abstract_params, bench.params_path)
-    except OSError as error:
-        raise UnreadableError(f"{checkpoint.path} cannot be read: {error}") from error
-    return attempt(label, restored, bench, subsets, progress)
+    return attempt(label, dense.load(checkpoint, bench), bench, subsets, progress)
+
+
+def _rank(
+    ranker: Checkpoint | None, plans: Sequence[Plan], bench: Bench, progress: Progress
+) -> Candidates | None:
+    if ranker is None:
+        return None
+    return dense.rank(ranker, bench, max(p.strategy.dense or 0 for p in plans), progress)
 
 
 def _select(
@@ -182,6 +190,7 @@ def _select(
     files: DatasetFiles,
     seed: int,
     corpus: TokenStore,
+    ranked: Candidates | None,
     progress: Progress,
 ) -> Iterator[Subset]:
     """The subset of each plan. Plans that pool the same runs share a reading of the corpus."""
@@ -201,7 +210,8 @@ def _select(
     for pooled in dict.fromkeys(each.runs for each in plans):
         group = [each for each in plans if each.runs == pooled]
         named = [runs[path] for path in pooled]
-        found = sampling.select([p.strategy for p in group], queries, passages, named, seed)
+        strategies = [each.strategy for each in group]
+        found = sampling.select(strategies, queries, passages, named, seed, ranked)
         selections |= zip(group, found, strict=True)
     for each in plans:
         yield _subset(corpus, selections[each])

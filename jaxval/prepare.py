@@ -140,6 +140,26 @@ def prepare(
     return Prepared(bench, by_series, select_by, screening)
 
 
+def ranking(config: Config) -> dict[str, Any]:
+    """What of a series' settings decides, with the texts, how a checkpoint ranks passages.
+
+    Raises:
+      UserError: the settings are at fault.
+    """
+    return _ranking(config, _encoding(config))
+
+
+def _ranking(config: Config, encoding: _Encoding) -> dict[str, Any]:
+    return {
+        "tokenizer": encoding.tokenizer.digest,
+        "passages": asdict(encoding.passages),
+        "query texts": asdict(encoding.queries),
+        "encoder": encoding.identity,
+        "similarity": config.search.similarity,
+        "index_dtype": config.search.index_dtype,
+    }
+
+
 def _check_sample(sample: tuple[str, int], whole: tuple[str, int]) -> None:
     """Raises UserError unless the sample, a name and how many passages, is the smaller."""
     if sample[1] >= whole[1]:
@@ -293,12 +313,7 @@ def _ready(
         "dataset": files.name,
         "corpus": origin,
         "queries": queries.digest,
-        "tokenizer": encoding.tokenizer.digest,
-        "passages": asdict(encoding.passages),
-        "query texts": asdict(encoding.queries),
-        "encoder": encoding.identity,
-        "similarity": config.search.similarity,
-        "index_dtype": config.search.index_dtype,
+        **_ranking(config, encoding),
         "depth": config.search.depth,
         "measures": sorted(map(str, measures)),
     }

@@ -29,6 +29,7 @@ class Origin:
       strategy: with its arguments, as `sampling.parse` reads it.
       seed: of its random part.
       stemmer: of its bm25 part; None if it has none.
+      dense: of its dense part, the checkpoint and how it encodes; None if it has none.
       inputs: corpus, queries, qrels -> `readers.digest`; runs -> those of the runs, sorted.
     """
 
@@ -36,9 +37,16 @@ class Origin:
     seed: int
     stemmer: str | None
     inputs: Mapping[str, str | list[str]]
+    dense: Mapping[str, Any] | None = None
 
 
-def origin(files: DatasetFiles, strategy: Strategy, runs: Sequence[Path], seed: int) -> Origin:
+def origin(
+    files: DatasetFiles,
+    strategy: Strategy,
+    runs: Sequence[Path],
+    seed: int,
+    dense: Mapping[str, Any] | None = None,
+) -> Origin:
     """The origin of a sample; every file is read for its digest.
 
     Raises:
@@ -51,7 +59,7 @@ def origin(files: DatasetFiles, strategy: Strategy, runs: Sequence[Path], seed: 
         "runs": sorted(map(digest, runs)),
     }
     stemmer = bm25.STEMMER if strategy.bm25 else None
-    return Origin(str(strategy), seed, stemmer, inputs)
+    return Origin(str(strategy), seed, stemmer, inputs, dense)
 
 
 def holds(folder: Path, wanted: Origin) -> bool:
@@ -135,4 +143,5 @@ def _others(manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     files = [
         f"other {name}" for name, value in wanted["inputs"].items() if had.get(name) != value
     ]
-    return plain + files
+    other = manifest.get("dense") != wanted["dense"]
+    return plain + files + ["another checkpoint or encoder"] * other

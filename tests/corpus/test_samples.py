@@ -30,6 +30,7 @@ def test_a_sample_is_published_whole_and_known_again(tmp_path):
         "seed": 0,
         "stemmer": None,
         "inputs": INPUTS,
+        "dense": None,
         "counts": {"passages": 1},
     }
     assert [path.name for path in folder.parent.iterdir()] == ["sample"]
@@ -54,6 +55,10 @@ def test_an_empty_folder_is_filled(tmp_path):
         (
             Origin("run:depth=9", 0, None, INPUTS | {"corpus": "9", "runs": []}),
             "other corpus, other",
+        ),
+        (
+            Origin("run:depth=9", 0, None, INPUTS, {"checkpoint": "7"}),
+            "another checkpoint or encoder",
         ),
     ],
 )
