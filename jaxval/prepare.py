@@ -18,7 +18,7 @@ from jaxval import measures as measuring
 from jaxval.checkpoints.trees import flatten, show
 from jaxval.config import Config, Model, Search
 from jaxval.confirm import Screening
-from jaxval.corpus import readers, tokenizer, tokens
+from jaxval.corpus import readers, samples, tokenizer, tokens
 from jaxval.corpus.datasets import QuerySet, load_queries
 from jaxval.corpus.runs import Candidates, read_run
 from jaxval.corpus.tokenizer import Tokenizer
@@ -119,6 +119,7 @@ def prepare(
     ]
     if config.confirm:
         _check_sample(*[(one.name, corpus.count) for corpus, one, _ in judged])
+        _check_source(*config.datasets, digest=judged[1][2]["corpus"])
     devices = open_devices()
     encoder = encoding.build(fastest(devices[0]))
     batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
@@ -166,6 +167,16 @@ def _check_sample(sample: tuple[str, int], whole: tuple[str, int]) -> None:
         raise UserError(
             f"--confirm: {sample[0]} has {sample[1]:,} passages and {whole[0]} {whole[1]:,}:"
             " name the sample by the first --dataset, and the whole by the second"
+        )
+
+
+def _check_source(sample: DatasetFiles, whole: DatasetFiles, *, digest: str) -> None:
+    """Raises UserError if the sample's manifest names another corpus than this digest's."""
+    source = samples.drawn_from(sample.corpus)
+    if source not in (None, digest):
+        raise UserError(
+            f"--confirm: by its manifest {sample.name} ({sample.corpus.parent}) was drawn from"
+            f" another corpus than {whole.corpus} is now: sample that anew"
         )
 
 

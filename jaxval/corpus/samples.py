@@ -82,6 +82,16 @@ def holds(folder: Path, wanted: Origin) -> bool:
     return True
 
 
+def drawn_from(corpus: Path) -> str | None:
+    """`readers.digest` of the corpus that a sample's corpus was drawn from; None if there is no
+    manifest of a sample beside it."""
+    try:
+        manifest = json.loads((corpus.parent / _MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["inputs"]["corpus"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def publish(
     folder: Path, made: Origin, fill: Callable[[Path], dict[str, int]]
 ) -> dict[str, int]:

@@ -85,6 +85,15 @@ def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
         samples.holds(tmp_path, MADE)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "{}"])
+def test_what_a_sample_was_drawn_from(tmp_path, content):
+    samples.publish(tmp_path / "s", MADE, fill)
+    assert samples.drawn_from(tmp_path / "s" / "corpus.jsonl") == "1"
+    assert samples.drawn_from(tmp_path / "corpus.jsonl") is None
+    (tmp_path / "manifest.json").write_text(content)
+    assert samples.drawn_from(tmp_path / "corpus.jsonl") is None
+
+
 def test_nothing_is_left_of_what_failed(tmp_path):
     def broken(folder):
         fill(folder)
