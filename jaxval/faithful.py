@@ -214,7 +214,10 @@ def _select(
         found = sampling.select(strategies, queries, passages, named, seed, ranked)
         selections |= zip(group, found, strict=True)
     for each in plans:
-        yield _subset(corpus, selections[each])
+        part = _subset(corpus, selections[each])
+        if part.passages == corpus.count:
+            _LOG.warning("--strategy=%s keeps the whole corpus", each.label)
+        yield part
 
 
 def _subset(corpus: TokenStore, selection: Selection) -> Subset:
