@@ -2,23 +2,29 @@
 
 python -m benchmarks.fidelity.study --data=DIR --work=DIR
 
-Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and puts
-fidelity.json, .png and .svg beside this file. What is in --work already is not made again:
-another size needs another folder.
+Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and lets
+jaxval.main --confirm=best choose by one of the samples. Puts fidelity.json, .png and .svg and
+confirm.json beside this file. What is in --work already is not made again: another size needs
+another folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.fidelity import task
 from benchmarks.inputs import add_data
 from jaxval.corpus import bm25, readers
 from jaxval.corpus.datasets import load_queries, parse
+from jaxval.ledger import Ledger
+from jaxval.records import Validation
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 3, 10, 30, 100)
@@ -30,6 +36,9 @@ STRATEGIES = (
     *(f"random:size={size}" for size in SIZES),
     *(f"run:depth={depth}+random:size=500@bm25,dense" for depth in DEPTHS[:3]),
 )
+
+SCREEN_BY = "run:depth=10"
+"""Of both runs: what --confirm screens by."""
 
 
 def write_bm25_run(folder: Path, path: Path) -> None:
@@ -70,6 +79,52 @@ def flags(work: Path, checkpoints: Path, output: Path) -> list[str]:
     ]
 
 
+def compare(work: Path, runs: list[str]) -> None:
+    start(
+        "jaxval.fidelity",
+        *flags(work, work / "checkpoints", work / "out"),
+        *(f"--strategy={strategy}" for strategy in STRATEGIES),
+        *runs,
+    )
+
+
+def confirm(work: Path, runs: list[str]) -> None:
+    """As a user does: one sample, and then every checkpoint in the order it was saved."""
+    sampled = f"--output_dir={work / 'sample'}"
+    start(
+        *("jaxval.sample", f"--dataset=study:{work / 'set'}"),
+        *(f"--strategy={SCREEN_BY}", sampled, *runs),
+    )
+    start(
+        *("jaxval.main", f"--dataset=sample:{work / 'sample'}", "--confirm=best"),
+        *flags(work, work / "checkpoints", work / "confirmed"),
+    )
+
+
+def confirmed(work: Path) -> dict[str, Any]:
+    """What the ledger of `confirm` holds, by the measure that decides."""
+    with contextlib.closing(Ledger(work / "confirmed" / "ledger.sqlite")) as ledger:
+        rows = [_row(each) for each in ledger.validations()]
+        screened = [failure.checkpoint.step for failure in ledger.failures()]
+    return {"strategy": SCREEN_BY, "rows": rows, "screened": screened}
+
+
+def _row(validation: Validation) -> dict[str, Any]:
+    name = next(iter(validation.measures))
+    standing = validation.standing
+    return {
+        "step": validation.checkpoint.step,
+        "dataset": validation.dataset,
+        "measure": name,
+        "value": validation.measures[name],
+        "interval": standing and standing.intervals[name],
+        "against": standing and standing.against,
+        "p_value": standing and standing.p_values.get(name),
+        "passages": validation.passages,
+        "seconds": sum(validation.seconds.values()),
+    }
+
+
 def start(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
@@ -107,13 +162,12 @@ def main() -> None:
         write_bm25_run(work / "set", sparse)
     if not dense.exists():
         write_dense_run(work, args.save_every, dense)
-    start(
-        "jaxval.fidelity",
-        *flags(work, work / "checkpoints", work / "out"),
-        *(f"--strategy={strategy}" for strategy in STRATEGIES),
-        f"--run={sparse}",
-        f"--run={dense}",
-    )
+    runs = [f"--run={sparse}", f"--run={dense}"]
+    if not (work / "out" / "fidelity.json").exists():
+        compare(work, runs)
+    if not (work / "confirmed").exists():
+        confirm(work, runs)
+    (HERE / "confirm.json").write_text(json.dumps(confirmed(work), indent=1) + "\n")
     for form in ("json", "png", "svg"):
         shutil.copy(work / "out" / f"fidelity.{form}", HERE)
 
