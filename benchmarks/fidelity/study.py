@@ -2,8 +2,8 @@
 
 python -m benchmarks.fidelity.study --data=DIR --work=DIR
 
-Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and lets
-jaxval.main --confirm=best choose by one of the samples. Puts fidelity.json, .png and .svg and
+Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and
+asks what --confirm=best does with one of the samples. Puts fidelity.json, .png and .svg and
 confirm.json beside this file. What is in --work already is not made again: another size needs
 another folder.
 """
@@ -21,10 +21,11 @@ from typing import Any
 
 from benchmarks.fidelity import task
 from benchmarks.inputs import add_data
+from jaxval.confirm import Screening
 from jaxval.corpus import bm25, readers
 from jaxval.corpus.datasets import load_queries, parse
 from jaxval.ledger import Ledger
-from jaxval.records import Validation
+from jaxval.records import SelectBy, Validation
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 3, 10, 30, 100)
@@ -38,7 +39,7 @@ STRATEGIES = (
 )
 
 SCREEN_BY = "run:depth=10"
-"""Of both runs: what --confirm screens by."""
+"""Of both runs: the sample that --confirm=best is tried on."""
 
 
 def write_bm25_run(folder: Path, path: Path) -> None:
@@ -66,10 +67,10 @@ def write_dense_run(work: Path, step: int, path: Path) -> None:
     shutil.copy(early / "out" / "runs" / "study" / f"{step}.trec", path)
 
 
-def flags(work: Path, checkpoints: Path, output: Path) -> list[str]:
+def flags(work: Path, checkpoints: Path, output: Path, part: str = "set") -> list[str]:
     return [
         f"--checkpoint_dir={checkpoints}",
-        f"--dataset=study:{work / 'set'}",
+        f"--dataset=study:{work / part}",
         f"--model={work / 'model'}",
         "--passage_max_len=64",
         "--query_max_len=24",
@@ -88,40 +89,42 @@ def compare(work: Path, runs: list[str]) -> None:
     )
 
 
-def confirm(work: Path, runs: list[str]) -> None:
-    """As a user does: one sample, and then every checkpoint in the order it was saved."""
+def screen(work: Path, runs: list[str]) -> None:
+    """As a user does who has the sample alone: every checkpoint, in the order it was saved."""
     sampled = f"--output_dir={work / 'sample'}"
     start(
         *("jaxval.sample", f"--dataset=study:{work / 'set'}"),
         *(f"--strategy={SCREEN_BY}", sampled, *runs),
     )
-    start(
-        *("jaxval.main", f"--dataset=sample:{work / 'sample'}", "--confirm=best"),
-        *flags(work, work / "checkpoints", work / "confirmed"),
-    )
+    start("jaxval.main", *flags(work, work / "checkpoints", work / "screened", "sample"))
 
 
-def confirmed(work: Path) -> dict[str, Any]:
-    """What the ledger of `confirm` holds, by the measure that decides."""
-    with contextlib.closing(Ledger(work / "confirmed" / "ledger.sqlite")) as ledger:
-        rows = [_row(each) for each in ledger.validations()]
-        screened = [failure.checkpoint.step for failure in ledger.failures()]
-    return {"strategy": SCREEN_BY, "rows": rows, "screened": screened}
+def confirm(work: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """What --confirm=best does: its own rule, on the ledger's rows of the sample. The values on
+    the whole corpus are fidelity's."""
+    with contextlib.closing(Ledger(work / "screened" / "ledger.sqlite")) as ledger:
+        sampled = ledger.validations()
+    name = report["measures"][0]
+    whole = dict(zip(report["steps"], report["strategies"][0]["means"][name], strict=True))
+    by = (SelectBy("study", sampled[0].series, name), SelectBy("study", "whole", name))
+    best, rows = None, []
+    for each in sampled:
+        out = Screening(*by).verdict(each, best) is not None
+        values = {"whole": whole[each.checkpoint.step], "screened": out}
+        rows.append(_row(each, name) | values)
+        best = each if best is None or by[0].worth(each) > by[0].worth(best) else best
+    return {"strategy": SCREEN_BY, "measure": name, "rows": rows}
 
 
-def _row(validation: Validation) -> dict[str, Any]:
-    name = next(iter(validation.measures))
-    standing = validation.standing
+def _row(sampled: Validation, name: str) -> dict[str, Any]:
+    standing = sampled.standing
     return {
-        "step": validation.checkpoint.step,
-        "dataset": validation.dataset,
-        "measure": name,
-        "value": validation.measures[name],
+        "step": sampled.checkpoint.step,
+        "sample": sampled.measures[name],
         "interval": standing and standing.intervals[name],
         "against": standing and standing.against,
         "p_value": standing and standing.p_values.get(name),
-        "passages": validation.passages,
-        "seconds": sum(validation.seconds.values()),
+        "seconds": sum(sampled.seconds.values()),
     }
 
 
@@ -165,9 +168,10 @@ def main() -> None:
     runs = [f"--run={sparse}", f"--run={dense}"]
     if not (work / "out" / "fidelity.json").exists():
         compare(work, runs)
-    if not (work / "confirmed").exists():
-        confirm(work, runs)
-    (HERE / "confirm.json").write_text(json.dumps(confirmed(work), indent=1) + "\n")
+    if not (work / "screened").exists():
+        screen(work, runs)
+    report = json.loads((work / "out" / "fidelity.json").read_text())
+    (HERE / "confirm.json").write_text(json.dumps(confirm(work, report), indent=1) + "\n")
     for form in ("json", "png", "svg"):
         shutil.copy(work / "out" / f"fidelity.{form}", HERE)
 
