@@ -2,7 +2,8 @@
 
 A checkpoint that is screened out gets a failure in the whole corpus's series, in the
 transaction of its sampled result. So after any kill the ledger alone says what is still to be
-confirmed: what has a row of the sample and none of the whole.
+confirmed: what has a row of the sample and none of the whole; and what another sample screened
+out: what has its failure and no row of this sample. Such a failure does not count.
 """
 
 from __future__ import annotations

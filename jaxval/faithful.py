@@ -14,16 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxval import dense
 from jaxval.agreement import RESAMPLES, agree
 from jaxval.checkpoints.commit import committed
-from jaxval.checkpoints.restore import restore
 from jaxval.config import Config
 from jaxval.corpus import bm25, readers, sampling
 from jaxval.corpus.datasets import load_queries
-from jaxval.corpus.runs import Run, read_run
+from jaxval.corpus.runs import Candidates, Run, read_run
 from jaxval.corpus.sampling import Selection, Strategy
 from jaxval.corpus.tokens import TokenStore
-from jaxval.errors import CheckpointError, DataError, UnreadableError, UserError
+from jaxval.errors import CheckpointError, DataError, UserError
 from jaxval.measures import lower_is_better
 from jaxval.prepare import prepare
 from jaxval.records import Checkpoint, DatasetFiles, Progress, Text
@@ -107,6 +107,7 @@ def run(
     plans: Sequence[Plan],
     seed: int,
     checkpoints: Sequence[Checkpoint],
+    ranker: Checkpoint | None,
     devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
 ) -> Report:
@@ -119,6 +120,8 @@ def run(
       plans: none that keeps everything; the whole corpus is always there.
       seed: of the strategies' random parts.
       checkpoints: in the order of the report.
+      ranker: whose ranking the strategies' dense parts take, by an encoding of its own; None
+        if there is no such part.
       devices: opened when all else has been found right.
       progress: shows what takes long.
 
@@ -128,7 +131,8 @@ def run(
     (files,) = config.datasets
     prepared = prepare(config, devices, progress)
     bench, corpus = prepared.bench, prepared.bench.rounds[0].corpus
-    chosen = list(_select(plans, files, seed, corpus, progress))
+    ranked = _rank(ranker, plans, bench, progress)
+    chosen = list(_select(plans, files, seed, corpus, ranked, progress))
     whole = subset(corpus, np.arange(corpus.count))
     trials = dict(_trials(checkpoints, bench, [whole, *chosen], progress))
     _check_enough(len(trials), f"{len(trials)} of {len(checkpoints)} could be validated")
@@ -170,11 +174,15 @@ def _trial(
     subsets: Sequence[Subset],
     progress: Progress,
 ) -> Trial:
-    try:
-        restored = restore(checkpoint, bench.abstract_params, bench.params_paths, bench.base)
-    except OSError as error:
-        raise UnreadableError(f"{checkpoint.path} cannot be read: {error}") from error
-    return attempt(label, restored, bench, subsets, progress)
+    return attempt(label, dense.load(checkpoint, bench), bench, subsets, progress)
+
+
+def _rank(
+    ranker: Checkpoint | None, plans: Sequence[Plan], bench: Bench, progress: Progress
+) -> Candidates | None:
+    if ranker is None:
+        return None
+    return dense.rank(ranker, bench, max(p.strategy.dense or 0 for p in plans), progress)
 
 
 def _select(
@@ -182,6 +190,7 @@ def _select(
     files: DatasetFiles,
     seed: int,
     corpus: TokenStore,
+    ranked: Candidates | None,
     progress: Progress,
 ) -> Iterator[Subset]:
     """The subset of each plan. Plans that pool the same runs share a reading of the corpus."""
@@ -201,10 +210,14 @@ def _select(
     for pooled in dict.fromkeys(each.runs for each in plans):
         group = [each for each in plans if each.runs == pooled]
         named = [runs[path] for path in pooled]
-        found = sampling.select([p.strategy for p in group], queries, passages, named, seed)
+        strategies = [each.strategy for each in group]
+        found = sampling.select(strategies, queries, passages, named, seed, ranked)
         selections |= zip(group, found, strict=True)
     for each in plans:
-        yield _subset(corpus, selections[each])
+        part = _subset(corpus, selections[each])
+        if part.passages == corpus.count:
+            _LOG.warning("--strategy=%s keeps the whole corpus", each.label)
+        yield part
 
 
 def _subset(corpus: TokenStore, selection: Selection) -> Subset:
@@ -252,7 +265,7 @@ def _row(
     trials: Sequence[Trial],
     measures: Sequence[Any],
 ) -> Report:
-    """A strategy's entry; seconds are means over the checkpoints."""
+    """A strategy's entry."""
     share = part.tokens / corpus.tokens
     seconds = _seconds(trials, number, share)
     total, whole = sum(seconds.values()), sum(_seconds(trials, 0, 1.0).values())
@@ -275,12 +288,15 @@ def _row(
 
 def _seconds(trials: Sequence[Trial], number: int, share: float) -> dict[str, float]:
     """Stage -> seconds a checkpoint: encoding in proportion to the tokens, all else as
-    measured, and restoring and the queries' encoding in full."""
+    measured, and restoring and the queries' encoding in full.
+
+    Medians over the checkpoints: the first compiles, and others use the machine too.
+    """
     shared = {
-        stage: float(np.mean([trial.shared[stage] for trial in trials]))
+        stage: float(np.median([trial.shared[stage] for trial in trials]))
         for stage in ("restore", "queries", "passages")
     }
-    own = float(np.mean([trial.own[number] for trial in trials]))
+    own = float(np.median([trial.own[number] for trial in trials]))
     return shared | {"passages": shared["passages"] * share, "search": own}
 
 

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 
 from jaxval import app, devices, flags
 from jaxval.config import Config
+from jaxval.corpus import sampling
 from jaxval.errors import UserError
 from jaxval.records import Checkpoint
 from jaxval.trackers import pictures
@@ -29,9 +30,10 @@ _STEPS = absl_flags.DEFINE_list(
 _STRATEGY = absl_flags.DEFINE_multi_string(
     "strategy",
     [],
-    "Required. A strategy as for jaxval.sample: run:depth=N, bm25:depth=N, random:size=N, or"
-    " several joined by +. run:depth=N@NAME,NAME pools those runs alone, named as their files"
-    " up to the first dot. May be repeated; the whole corpus is always there.",
+    "Required. A strategy as for jaxval.sample: run:depth=N, bm25:depth=N, dense:depth=N,"
+    " random:size=N, or several joined by +. run:depth=N@NAME,NAME pools those runs alone,"
+    " named as their files up to the first dot. May be repeated; the whole corpus is always"
+    " there.",
 )
 _RUN = absl_flags.DEFINE_multi_string(
     "run",
@@ -39,15 +41,20 @@ _RUN = absl_flags.DEFINE_multi_string(
     "A run file for run:depth=N, in the form of TREC or MS MARCO, plain or .gz. May be"
     " repeated; a strategy that names none pools all.",
 )
+_DENSE_STEP = absl_flags.DEFINE_integer(
+    "dense_step",
+    None,
+    "Whose ranking dense:depth=N takes: a step of --checkpoint_dir. The corpus is encoded with"
+    " it once more.",
+)
 _SEED = absl_flags.DEFINE_integer(
     "seed", 0, "Decides what random:size=N draws.", lower_bound=0, upper_bound=2**63 - 1
 )
 
-_SHARED = {holder.name: holder for holders in flags.TOPICS.values() for holder in holders}
 _TOPICS: app.Topics = {
-    "Which checkpoints": (_SHARED["checkpoint_dir"], _STEPS),
-    "Which samples": (_STRATEGY, _RUN, _SEED),
-    "Output, fidelity.json, .png and .svg": (_SHARED["output_dir"],),
+    "Which checkpoints": (flags.SHARED["checkpoint_dir"], _STEPS),
+    "Which samples": (_STRATEGY, _RUN, _DENSE_STEP, _SEED),
+    "Output, fidelity.json, .png and .svg": (flags.SHARED["output_dir"],),
     **{
         title: flags.TOPICS[title]
         for title in ("What they are put to", "The encoder", "Texts", "Devices")
@@ -66,7 +73,7 @@ def main() -> int:
     runs = [Path(path).expanduser() for path in _RUN.value]
     plans = _plans(runs)
     checkpoints = faithful.choose(config.watching.checkpoint_dir, _steps())
-    report = _run(config, plans, checkpoints)
+    report = _run(config, plans, checkpoints, _ranker(config, plans))
     write(config.output_dir, report)
     print(table(report))
     print(f"report       {config.output_dir / 'fidelity.json'}")
@@ -74,13 +81,28 @@ def main() -> int:
     return 1 if report["left_out"] else 0
 
 
-def _run(config: Config, plans: Sequence[Plan], checkpoints: Sequence[Checkpoint]) -> Report:
+def _run(
+    config: Config,
+    plans: Sequence[Plan],
+    checkpoints: Sequence[Checkpoint],
+    ranker: Checkpoint | None,
+) -> Report:
     from jaxval import faithful
 
     def opened() -> Any:
         return devices.open_devices(flags.devices())
 
-    return faithful.run(config, plans, _SEED.value, checkpoints, opened, progress)
+    return faithful.run(config, plans, _SEED.value, checkpoints, ranker, opened, progress)
+
+
+def _ranker(config: Config, plans: Sequence[Plan]) -> Checkpoint | None:
+    """The checkpoint whose ranking the dense parts take."""
+    from jaxval import dense
+
+    sampling.check_step((plan.strategy for plan in plans), _DENSE_STEP.value)
+    if _DENSE_STEP.value is None:
+        return None
+    return dense.pick(config.watching.checkpoint_dir, _DENSE_STEP.value)
 
 
 def _config() -> Config:

@@ -12,7 +12,7 @@ from jaxval.app import Topics
 from jaxval.config import Config, Model, Search, Texts, Watching
 from jaxval.corpus import datasets
 from jaxval.errors import UserError
-from jaxval.records import ParamsPaths, PinLimit
+from jaxval.records import DatasetFiles, ParamsPaths, PinLimit
 
 _CHECKPOINT_DIR = flags.DEFINE_string(
     "checkpoint_dir",
@@ -290,10 +290,25 @@ TOPICS: Topics = {
     "Which is best, and what the trainer hears": (_SELECT_BY, _CONFIRM, _PATIENCE, _KEEP_BEST),
 }
 
+SHARED = {holder.name: holder for holders in TOPICS.values() for holder in holders}
+"""By their names, for the apps that take some of them."""
+
 
 def devices() -> str:
     """--devices, which must be known before JAX is imported."""
     return _DEVICES.value
+
+
+def dataset() -> DatasetFiles:
+    """--dataset, where only one is of use.
+
+    Raises:
+      UserError: there is none, or several.
+    """
+    if len(_DATASET.value) > 1:
+        raise UserError("--dataset is repeated: name one set here")
+    (files,) = datasets.parse_all(_DATASET.value)
+    return files
 
 
 def config() -> Config:
@@ -302,11 +317,11 @@ def config() -> Config:
     Raises:
       UserError: a flag is missing, or two do not go together.
     """
-    output_dir = _output_dir()
+    directory = output_dir()
     return Config(
         watching=Watching(
             checkpoint_dir=_absolute(_CHECKPOINT_DIR.value),
-            pin_dir=_pin_dir(output_dir),
+            pin_dir=_pin_dir(directory),
             poll_interval=_POLL_INTERVAL.value,
             idle_timeout=_IDLE_TIMEOUT.value,
             max_validations=_MAX_VALIDATIONS.value,
@@ -336,7 +351,7 @@ def config() -> Config:
             query_prefix=_prefix(_QUERY_PREFIX.value),
             passage_max_len=_PASSAGE_MAX_LEN.value,
             query_max_len=_QUERY_MAX_LEN.value,
-            token_dir=Path(_TOKEN_DIR.value or output_dir / "tokens"),
+            token_dir=Path(_TOKEN_DIR.value or directory / "tokens"),
         ),
         search=Search(
             similarity=_SIMILARITY.value,
@@ -346,7 +361,7 @@ def config() -> Config:
             rerank=Path(_RERANK.value).expanduser() if _RERANK.value else None,
         ),
         batch_tokens=_BATCH_TOKENS.value,
-        output_dir=output_dir,
+        output_dir=directory,
         write_run=_WRITE_RUN.value,
         select_by=_SELECT_BY.value,
         confirm=_CONFIRM.value,
@@ -355,7 +370,8 @@ def config() -> Config:
     )
 
 
-def _output_dir() -> Path:
+def output_dir() -> Path:
+    """--output_dir; raises UserError if it is not set."""
     if not _OUTPUT_DIR.value:
         raise UserError("--output_dir is not set: name a directory for the results")
     return Path(_OUTPUT_DIR.value).expanduser().absolute()

@@ -205,6 +205,26 @@ class Ledger:
             self._db.executemany("DELETE FROM failure WHERE id = ?", found)
         return len(found)
 
+    def reopen(
+        self, reason: str, series: str, without: str, among: Collection[tuple[str, int]]
+    ) -> int:
+        """Removes the failures of this reason in `series` whose checkpoints have no result in
+        the series `without`; how many. Only checkpoints of the identities `among` are meant.
+        """
+        with self._atomic():
+            found = [
+                (row["id"],)
+                for row in self._rows(
+                    "SELECT * FROM failure WHERE reason = ? AND series = ? AND NOT EXISTS"
+                    " (SELECT 1 FROM validation WHERE series = ? AND name = failure.name"
+                    " AND commit_ns = failure.commit_ns)",
+                    *(reason, series, without),
+                )
+                if _checkpoint(row).identity in among
+            ]
+            self._db.executemany("DELETE FROM failure WHERE id = ?", found)
+        return len(found)
+
     def validations(self) -> list[Validation]:
         """Every validation, in the order they were committed."""
         rows = self._rows(

@@ -18,8 +18,9 @@ from etils import epath
 from jaxval.checkpoints.ahead import Ahead
 from jaxval.checkpoints.best import BestCheckpoints, export_name
 from jaxval.checkpoints.gaps import unseen
-from jaxval.checkpoints.restore import Restored, restore
+from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
+from jaxval.confirm import Screening
 from jaxval.errors import CheckpointError, MismatchError, UnreadableError
 from jaxval.ledger import Ledger
 from jaxval.prepare import Prepared, prepare
@@ -38,7 +39,7 @@ from jaxval.trackers.jsonl import JsonLines
 from jaxval.trackers.runs import write_run
 from jaxval.trackers.signals import SignalFile
 from jaxval.trackers.tensorboard import TensorBoard
-from jaxval.validate import Bench, Outcome, compiling_ahead, validate
+from jaxval.validate import Bench, Outcome, compiling_ahead, load, validate
 
 _LOG = logging.getLogger(__name__)
 _ROOM = 8 * 2**20  # bytes that must be free before anything is written
@@ -220,8 +221,7 @@ class Session:
             tracker.end()
 
     def _load(self, checkpoint: Checkpoint) -> Restored:
-        bench = self._bench
-        return restore(checkpoint, bench.abstract_params, bench.params_paths, bench.base)
+        return load(checkpoint, self._bench)
 
     def _take(self, checkpoint: Checkpoint) -> None:
         """Validates a checkpoint on the sets for which the ledger has no row of it."""
@@ -447,11 +447,26 @@ def _open_series(config: Config, source: Source, prepared: Prepared, ledger: Led
         settings = prepared.settings[judged.series]
         _say_what_changed(ledger.settings(judged.name), judged.series, settings)
         ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
+    there = {one.identity for one in source.waiting()}  # what is lost stays so
+    if prepared.screening:
+        _reopen(prepared.screening, ledger, there)
     if config.watching.retry_failed:
-        there = {one.identity for one in source.waiting()}  # what is lost stays so
         kept = [SCREENED] if prepared.screening else []
         forgotten = ledger.forget_failures(list(prepared.settings), there, but=kept)
         _LOG.info("%d failures of earlier runs are tried again", forgotten)
+
+
+def _reopen(screening: Screening, ledger: Ledger, there: Collection[tuple[str, int]]) -> None:
+    """What another sample screened out is put to this one: its row there came with a result
+    of that sample, and there is none of this."""
+    sample, whole = screening.sample, screening.whole
+    reopened = ledger.reopen(SCREENED, whole.series, sample.series, there)
+    if reopened:
+        _LOG.warning(
+            "%d checkpoints were screened out by another sample than %s is now: they are put"
+            " to this one",
+            *(reopened, sample.dataset),
+        )
 
 
 def _say_what_changed(

@@ -21,7 +21,7 @@ from jaxval.checkpoints.restore import Restored
 from jaxval.checkpoints.trees import flatten, show
 from jaxval.config import Config, Model, Search
 from jaxval.confirm import Screening
-from jaxval.corpus import readers, tokenizer, tokens
+from jaxval.corpus import readers, samples, tokenizer, tokens
 from jaxval.corpus.datasets import QuerySet, load_queries
 from jaxval.corpus.runs import Candidates, read_run
 from jaxval.corpus.tokenizer import Tokenizer
@@ -124,6 +124,7 @@ def prepare(
     ]
     if config.confirm:
         _check_sample(*[(one.name, corpus.count) for corpus, one, _ in judged])
+        _check_source(*config.datasets, digest=judged[1][2]["corpus"])
     devices = open_devices()
     encoder = encoding.build(fastest(devices[0]))
     batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
@@ -146,12 +147,42 @@ def prepare(
     return Prepared(bench, by_series, select_by, screening)
 
 
+def ranking(config: Config) -> dict[str, Any]:
+    """What of a series' settings decides, with the texts, how a checkpoint ranks passages.
+
+    Raises:
+      UserError: the settings are at fault.
+    """
+    return _ranking(config, _encoding(config))
+
+
+def _ranking(config: Config, encoding: _Encoding) -> dict[str, Any]:
+    return {
+        "tokenizer": encoding.tokenizer.digest,
+        "passages": asdict(encoding.passages),
+        "query texts": asdict(encoding.queries),
+        "encoder": encoding.identity,
+        "similarity": config.search.similarity,
+        "index_dtype": config.search.index_dtype,
+    }
+
+
 def _check_sample(sample: tuple[str, int], whole: tuple[str, int]) -> None:
     """Raises UserError unless the sample, a name and how many passages, is the smaller."""
     if sample[1] >= whole[1]:
         raise UserError(
             f"--confirm: {sample[0]} has {sample[1]:,} passages and {whole[0]} {whole[1]:,}:"
             " name the sample by the first --dataset, and the whole by the second"
+        )
+
+
+def _check_source(sample: DatasetFiles, whole: DatasetFiles, *, digest: str) -> None:
+    """Raises UserError if the sample's manifest names another corpus than this digest's."""
+    source = samples.drawn_from(sample.corpus)
+    if source not in (None, digest):
+        raise UserError(
+            f"--confirm: by its manifest {sample.name} ({sample.corpus.parent}) was drawn from"
+            f" another corpus than {whole.corpus} is now: sample that anew"
         )
 
 
@@ -348,12 +379,7 @@ def _ready(
         "dataset": files.name,
         "corpus": origin,
         "queries": queries.digest,
-        "tokenizer": encoding.tokenizer.digest,
-        "passages": asdict(encoding.passages),
-        "query texts": asdict(encoding.queries),
-        "encoder": encoding.identity,
-        "similarity": config.search.similarity,
-        "index_dtype": config.search.index_dtype,
+        **_ranking(config, encoding),
         "depth": config.search.depth,
         "measures": sorted(map(str, measures)),
     }

@@ -1,21 +1,28 @@
 """Writes a sampled corpus: the judged passages, and those that a strategy chooses.
 
 python -m jaxval.sample --dataset=dev:FOLDER --strategy=run:depth=100 --run=PATH
---output_dir=SAMPLE, and then --dataset=dev:SAMPLE for jaxval.main
+--output_dir=SAMPLE, and then --dataset=dev:SAMPLE for jaxval.main. The flags of jaxval.main's
+that say how a checkpoint is validated are heard where dense:depth=N takes one's ranking.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from absl import flags
+from absl import flags as absl_flags
 
-from jaxval import app, devices
-from jaxval.corpus import beir, bm25, datasets, readers, samples, sampling
+from jaxval import app, devices, flags
+from jaxval.config import Config
+from jaxval.corpus import beir, bm25, readers, samples, sampling
 from jaxval.corpus.datasets import QuerySet, load_queries
-from jaxval.corpus.runs import Run, read_run
+from jaxval.corpus.runs import Candidates, Run, read_run
 from jaxval.corpus.sampling import Selection, Sieve, Strategy
 from jaxval.errors import DataError, UserError
 from jaxval.records import DatasetFiles, Progress, Text
@@ -23,40 +30,50 @@ from jaxval.trackers.console import progress
 
 _LOG = logging.getLogger("jaxval.sample")  # not __main__, which app.run does not show
 
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    "",
-    "Required. The validation set to sample, as NAME:FOLDER or"
-    " NAME:corpus=PATH,queries=PATH,qrels=PATH, or both, as for jaxval.main.",
-)
-_STRATEGY = flags.DEFINE_string(
+_STRATEGY = absl_flags.DEFINE_string(
     "strategy",
     "",
     "Required. What is kept beside the judged passages: run:depth=N, the first N of each query"
-    " in each --run; bm25:depth=N, the same by BM25 (needs jaxval[sample]); random:size=N, so"
+    " in each --run; bm25:depth=N, the same by BM25 (needs jaxval[sample]); dense:depth=N, the"
+    " same by a checkpoint (--dense_step), which is validated once for it; random:size=N, so"
     " many of the others; full, all. Several are joined by +.",
 )
-_RUN = flags.DEFINE_multi_string(
+_RUN = absl_flags.DEFINE_multi_string(
     "run",
     [],
     "A run file for run:depth=N, in the form of TREC or MS MARCO, plain or .gz. May be"
     " repeated; the passages of all are pooled.",
 )
-_SEED = flags.DEFINE_integer(
+_SEED = absl_flags.DEFINE_integer(
     "seed", 0, "Decides what random:size=N draws.", lower_bound=0, upper_bound=2**63 - 1
 )
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir",
-    "",
-    "Required. A new folder: corpus.jsonl, queries.jsonl, qrels/test.tsv, and manifest.json,"
-    " which says how they were made.",
+_DENSE_STEP = absl_flags.DEFINE_integer(
+    "dense_step", None, "Whose ranking dense:depth=N takes: a step of --checkpoint_dir."
 )
 
 _TOPICS: app.Topics = {
-    "What is sampled": (_DATASET,),
+    "What is sampled": (flags.SHARED["dataset"],),
     "How": (_STRATEGY, _RUN, _SEED),
-    "Output": (_OUTPUT_DIR,),
+    "Output, a new folder with corpus, queries, qrels and manifest.json": (
+        flags.SHARED["output_dir"],
+    ),
+    "For dense:depth=N, which checkpoint ranks": (flags.SHARED["checkpoint_dir"], _DENSE_STEP),
+    "For dense:depth=N, how": (flags.SHARED["similarity"], flags.SHARED["index_dtype"]),
+    **{title: flags.TOPICS[title] for title in ("The encoder", "Texts", "Devices")},
 }
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The checkpoint whose ranking is sampled from.
+
+    Attributes:
+      origin: goes into the manifest.
+      rank: depth -> its ranking of the whole corpus; validates it once.
+    """
+
+    origin: Mapping[str, Any]
+    rank: Callable[[int], Candidates]
 
 
 def sample(
@@ -66,6 +83,7 @@ def sample(
     seed: int,
     output_dir: Path,
     progress: Progress,
+    dense: Dense | None = None,
 ) -> str:
     """Writes a sample of a validation set, unless it is there already.
 
@@ -76,6 +94,7 @@ def sample(
       seed: of its `random` part.
       output_dir: appears when the sample is whole.
       progress: shows each reading of the corpus.
+      dense: for its `dense` part.
 
     Returns:
       One line that says what was written.
@@ -87,7 +106,7 @@ def sample(
     """
     _check(strategy, runs)
     queries = load_queries(files)
-    origin = samples.origin(files, strategy, runs, seed)
+    origin = samples.origin(files, strategy, runs, seed, dense.origin if dense else None)
     if samples.holds(output_dir, origin):
         return f"{output_dir} holds this sample already: nothing to do"
     read = [read_run(path, strategy.run or 0, queries.qrels) for path in runs]
@@ -99,7 +118,8 @@ def sample(
                 bar.update(1)
                 yield passage
 
-    (selection,) = sampling.select([strategy], queries, corpus, read, seed)
+    by_dense = dense.rank(strategy.dense or 0) if dense else None
+    (selection,) = sampling.select([strategy], queries, corpus, read, seed, by_dense)
 
     def fill(folder: Path) -> dict[str, int]:
         return _fill(folder, files, queries, read, selection, corpus())
@@ -220,15 +240,56 @@ def _warn(where: object, remarks: dict[str, int]) -> None:
 
 def main() -> int:
     """Flags -> a sample."""
-    for flag in (_DATASET, _STRATEGY, _OUTPUT_DIR):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is not set (see --help)")
-    devices.apply("cpu")  # bm25s has JAX open a device: a trainer's is left alone
-    files, strategy = datasets.parse(_DATASET.value), sampling.parse(_STRATEGY.value)
+    if not _STRATEGY.value:
+        raise UserError("--strategy is not set (see --help)")
+    files, output_dir = flags.dataset(), flags.output_dir().resolve()
+    strategy = sampling.parse(_STRATEGY.value)
+    sampling.check_step([strategy], _DENSE_STEP.value)
+    # Also without a dense part: bm25s has JAX open a device, and a trainer's is left alone.
+    devices.apply(flags.devices() if strategy.dense else "cpu")
+    dense = _dense(flags.config(), output_dir) if strategy.dense else None
     runs = [Path(path).expanduser() for path in _RUN.value]
-    output_dir = Path(_OUTPUT_DIR.value).expanduser().resolve()
-    print(sample(files, strategy, runs, _SEED.value, output_dir, progress))
+    print(sample(files, strategy, runs, _SEED.value, output_dir, progress, dense))
     return 0
+
+
+def _dense(config: Config, output_dir: Path) -> Dense:
+    """The checkpoint that --dense_step names."""
+    from jaxval import dense, prepare  # they import JAX
+
+    if config.search.rerank:
+        raise UserError("--rerank ranks no corpus: leave it out, dense:depth=N needs all of it")
+    checkpoint = dense.pick(config.watching.checkpoint_dir, _DENSE_STEP.value or 0)
+    settings = prepare.ranking(config)
+
+    def rank(depth: int) -> Candidates:
+        with _token_dir(output_dir) as tokens:
+            here = replace(config, texts=replace(config.texts, token_dir=tokens))
+            prepared = prepare.prepare(here, _open_devices, progress)
+            return dense.rank(checkpoint, prepared.bench, depth, progress)
+
+    identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}
+    return Dense({**identity, **settings}, rank)
+
+
+def _open_devices() -> Any:
+    return devices.open_devices(flags.devices())
+
+
+@contextlib.contextmanager
+def _token_dir(output_dir: Path) -> Iterator[Path]:
+    """--token_dir, or a folder that is gone afterwards; what a kill leaves is swept up."""
+    if flags.SHARED["token_dir"].value:
+        yield Path(flags.SHARED["token_dir"].value)
+        return
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    made = tempfile.mkdtemp(
+        prefix=f".{output_dir.name}.", suffix=".partial", dir=output_dir.parent
+    )
+    try:
+        yield Path(made)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxval.checkpoints.lora import Base
-from jaxval.checkpoints.restore import Restored
+from jaxval.checkpoints.restore import Restored, restore
 from jaxval.corpus.tokens import TokenStore
 from jaxval.encode import Tower, matrix, place
 from jaxval.errors import UserError
@@ -143,6 +143,11 @@ def validate(
             )
             for judged, found in zip(sets, _split(hits, sets), strict=True):
                 yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
+
+
+def load(checkpoint: Checkpoint, bench: Bench) -> Restored:
+    """The parameters that the bench's encoder wants; raises what `restore` does."""
+    return restore(checkpoint, bench.abstract_params, bench.params_paths, bench.base)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ LAYERS = (
         *("significance", "agreement", "confirm"),
     ),
     ("validate",),
-    ("prepare", "subsets"),
+    ("prepare", "subsets", "dense"),
     ("loop", "faithful"),
     ("app", "flags"),
     ("main", "convert", "sample", "fidelity", "demo"),

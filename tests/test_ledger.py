@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxval.errors import UserError
 from jaxval.ledger import Ledger
-from jaxval.records import Checkpoint, Standing, Validation
+from jaxval.records import Checkpoint, Failure, Standing, Validation
 
 FIRST = Checkpoint(step=10, name="10", commit_ns=1_700_000_000_123_456_789, path=Path("/c/10"))
 SETTINGS = {"dataset": "dev", "depth": 100}
@@ -208,3 +208,18 @@ def test_two_may_have_it_open(ledger, path):
     with pytest.raises(sqlite3.IntegrityError):
         other.commit(validation())
     other.close()
+
+
+def test_failures_whose_checkpoint_has_no_result_elsewhere_are_reopened(ledger):
+    second, third, gone = (
+        dataclasses.replace(FIRST, name=str(step), step=step) for step in (20, 30, 40)
+    )
+    ledger.commit(validation(), [Failure(FIRST, "s2", "screened", "")])
+    others = [(second, "screened"), (third, "corrupt"), (gone, "screened")]
+    ledger.fail([Failure(one, "s2", reason, "") for one, reason in others])
+    ledger.fail([Failure(second, "s1", "screened", "")])
+    there = {one.identity for one in (FIRST, second, third)}
+    assert ledger.reopen("screened", "s2", "s1", there) == 1
+    left = [(row.checkpoint.step, row.series) for row in ledger.failures()]
+    assert left == [(10, "s2"), (30, "s2"), (40, "s2"), (20, "s1")]
+    assert ledger.reopen("screened", "s2", "s1", there) == 0

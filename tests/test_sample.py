@@ -261,10 +261,16 @@ def broken_line(world):
     [
         (nothing, {"strategy": ""}, "--strategy is not set"),
         (nothing, {"output_dir": ""}, "--output_dir is not set"),
-        (nothing, {"dataset": ""}, "--dataset is not set"),
+        (nothing, {"dataset": ""}, "--dataset=: "),
         (nothing, {"dataset": "dev"}, "--dataset=dev: no path: "),
         (nothing, {"strategy": "some"}, "--strategy=some: 'some' is none of run:depth=N, "),
-        (nothing, {"strategy": "dense:depth=9"}, "validate the checkpoint once on the whole"),
+        (nothing, {"strategy": "dense:depth=9"}, "dense:depth=9 needs --dense_step=STEP"),
+        (nothing, {"dense_step": 3}, "--dense_step=3: no --strategy has a dense part"),
+        (
+            nothing,
+            {"strategy": "dense:depth=9", "dense_step": 3},
+            "--checkpoint_dir is not set",
+        ),
         (nothing, {"strategy": "full"}, "--strategy=full takes no --run: add run:depth=N"),
         (nothing, {"seed": -1}, "--seed=-1: "),
         (empty_run, {}, "run.trec: no line in it: write lines of "),
@@ -311,7 +317,10 @@ def test_help_is_grouped():
     command = [sys.executable, "-m", "jaxval.sample", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True)
     heads = [line for line in ran.stdout.splitlines() if line.endswith(":") and line[0] != " "]
-    assert (ran.returncode, heads) == (0, ["What is sampled:", "How:", "Output:"])
+    own = ["What is sampled:", "How:", heads[2], "For dense:depth=N, which checkpoint ranks:"]
+    assert (ran.returncode, heads[:4]) == (0, own)
+    assert heads[2].startswith("Output, a new folder")
+    assert "--patience" not in ran.stdout
     assert ran.stdout.startswith("Writes a sampled corpus")
 
 

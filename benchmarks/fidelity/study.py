@@ -2,23 +2,30 @@
 
 python -m benchmarks.fidelity.study --data=DIR --work=DIR
 
-Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and puts
-fidelity.json, .png and .svg beside this file. What is in --work already is not made again:
-another size needs another folder.
+Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and
+asks what --confirm=best does with one of the samples. Puts fidelity.json, .png and .svg and
+confirm.json beside this file. What is in --work already is not made again: another size needs
+another folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.fidelity import task
 from benchmarks.inputs import add_data
+from jaxval.confirm import Screening
 from jaxval.corpus import bm25, readers
 from jaxval.corpus.datasets import load_queries, parse
+from jaxval.ledger import Ledger
+from jaxval.records import SelectBy, Validation
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 3, 10, 30, 100)
@@ -30,6 +37,9 @@ STRATEGIES = (
     *(f"random:size={size}" for size in SIZES),
     *(f"run:depth={depth}+random:size=500@bm25,dense" for depth in DEPTHS[:3]),
 )
+
+SCREEN_BY = "run:depth=10"
+"""Of both runs: the sample that --confirm=best is tried on."""
 
 
 def write_bm25_run(folder: Path, path: Path) -> None:
@@ -57,10 +67,10 @@ def write_dense_run(work: Path, step: int, path: Path) -> None:
     shutil.copy(early / "out" / "runs" / "study" / f"{step}.trec", path)
 
 
-def flags(work: Path, checkpoints: Path, output: Path) -> list[str]:
+def flags(work: Path, checkpoints: Path, output: Path, part: str = "set") -> list[str]:
     return [
         f"--checkpoint_dir={checkpoints}",
-        f"--dataset=study:{work / 'set'}",
+        f"--dataset=study:{work / part}",
         f"--model={work / 'model'}",
         "--passage_max_len=64",
         "--query_max_len=24",
@@ -68,6 +78,54 @@ def flags(work: Path, checkpoints: Path, output: Path) -> list[str]:
         f"--token_dir={work / 'tokens'}",
         f"--output_dir={output}",
     ]
+
+
+def compare(work: Path, runs: list[str]) -> None:
+    start(
+        "jaxval.fidelity",
+        *flags(work, work / "checkpoints", work / "out"),
+        *(f"--strategy={strategy}" for strategy in STRATEGIES),
+        *runs,
+    )
+
+
+def screen(work: Path, runs: list[str]) -> None:
+    """As a user does who has the sample alone: every checkpoint, in the order it was saved."""
+    sampled = f"--output_dir={work / 'sample'}"
+    start(
+        *("jaxval.sample", f"--dataset=study:{work / 'set'}"),
+        *(f"--strategy={SCREEN_BY}", sampled, *runs),
+    )
+    start("jaxval.main", *flags(work, work / "checkpoints", work / "screened", "sample"))
+
+
+def confirm(work: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """What --confirm=best does: its own rule, on the ledger's rows of the sample. The values on
+    the whole corpus are fidelity's."""
+    with contextlib.closing(Ledger(work / "screened" / "ledger.sqlite")) as ledger:
+        sampled = ledger.validations()
+    name = report["measures"][0]
+    whole = dict(zip(report["steps"], report["strategies"][0]["means"][name], strict=True))
+    by = (SelectBy("study", sampled[0].series, name), SelectBy("study", "whole", name))
+    best, rows = None, []
+    for each in sampled:
+        out = Screening(*by).verdict(each, best) is not None
+        values = {"whole": whole[each.checkpoint.step], "screened": out}
+        rows.append(_row(each, name) | values)
+        best = each if best is None or by[0].worth(each) > by[0].worth(best) else best
+    return {"strategy": SCREEN_BY, "measure": name, "rows": rows}
+
+
+def _row(sampled: Validation, name: str) -> dict[str, Any]:
+    standing = sampled.standing
+    return {
+        "step": sampled.checkpoint.step,
+        "sample": sampled.measures[name],
+        "interval": standing and standing.intervals[name],
+        "against": standing and standing.against,
+        "p_value": standing and standing.p_values.get(name),
+        "seconds": sum(sampled.seconds.values()),
+    }
 
 
 def start(module: str, *arguments: str) -> None:
@@ -91,7 +149,7 @@ def main() -> None:
     add_data(parser)
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is made")
     parser.add_argument("--queries", type=int, default=300, help="validation queries")
-    parser.add_argument("--distractors", type=int, default=20_000, help="of AWS's passages")
+    parser.add_argument("--distractors", type=int, default=60_000, help="of AWS's passages")
     parser.add_argument("--layers", type=int, default=1, help="that the encoder is cut to")
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--save_every", type=int, default=30)
@@ -107,13 +165,13 @@ def main() -> None:
         write_bm25_run(work / "set", sparse)
     if not dense.exists():
         write_dense_run(work, args.save_every, dense)
-    start(
-        "jaxval.fidelity",
-        *flags(work, work / "checkpoints", work / "out"),
-        *(f"--strategy={strategy}" for strategy in STRATEGIES),
-        f"--run={sparse}",
-        f"--run={dense}",
-    )
+    runs = [f"--run={sparse}", f"--run={dense}"]
+    if not (work / "out" / "fidelity.json").exists():
+        compare(work, runs)
+    if not (work / "screened").exists():
+        screen(work, runs)
+    report = json.loads((work / "out" / "fidelity.json").read_text())
+    (HERE / "confirm.json").write_text(json.dumps(confirm(work, report), indent=1) + "\n")
     for form in ("json", "png", "svg"):
         shutil.copy(work / "out" / f"fidelity.{form}", HERE)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxval.corpus import bm25
 from jaxval.corpus.partial import sweep
 from jaxval.corpus.readers import digest
 from jaxval.corpus.sampling import Strategy
@@ -27,15 +28,25 @@ class Origin:
     Attributes:
       strategy: with its arguments, as `sampling.parse` reads it.
       seed: of its random part.
+      stemmer: of its bm25 part; None if it has none.
+      dense: of its dense part, the checkpoint and how it encodes; None if it has none.
       inputs: corpus, queries, qrels -> `readers.digest`; runs -> those of the runs, sorted.
     """
 
     strategy: str
     seed: int
+    stemmer: str | None
     inputs: Mapping[str, str | list[str]]
+    dense: Mapping[str, Any] | None = None
 
 
-def origin(files: DatasetFiles, strategy: Strategy, runs: Sequence[Path], seed: int) -> Origin:
+def origin(
+    files: DatasetFiles,
+    strategy: Strategy,
+    runs: Sequence[Path],
+    seed: int,
+    dense: Mapping[str, Any] | None = None,
+) -> Origin:
     """The origin of a sample; every file is read for its digest.
 
     Raises:
@@ -47,7 +58,8 @@ def origin(files: DatasetFiles, strategy: Strategy, runs: Sequence[Path], seed: 
         "qrels": digest(files.qrels),
         "runs": sorted(map(digest, runs)),
     }
-    return Origin(str(strategy), seed, inputs)
+    stemmer = bm25.STEMMER if strategy.bm25 else None
+    return Origin(str(strategy), seed, stemmer, inputs, dense)
 
 
 def holds(folder: Path, wanted: Origin) -> bool:
@@ -68,6 +80,16 @@ def holds(folder: Path, wanted: Origin) -> bool:
         what = f"holds another sample ({', '.join(others)})"
         raise UserError(f"--output_dir={folder} {what}: name a new one, or remove it")
     return True
+
+
+def drawn_from(corpus: Path) -> str | None:
+    """`readers.digest` of the corpus that a sample's corpus was drawn from; None if there is no
+    manifest of a sample beside it."""
+    try:
+        manifest = json.loads((corpus.parent / _MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["inputs"]["corpus"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def publish(
@@ -124,11 +146,12 @@ def _others(manifest: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     """In which of its origins the manifest's sample is another."""
     plain = [
         f"{name} {manifest.get(name)}, not {wanted[name]}"
-        for name in ("strategy", "seed")
+        for name in ("strategy", "seed", "stemmer")
         if manifest.get(name) != wanted[name]
     ]
     had = manifest.get("inputs", {})
     files = [
         f"other {name}" for name, value in wanted["inputs"].items() if had.get(name) != value
     ]
-    return plain + files
+    other = manifest.get("dense") != wanted["dense"]
+    return plain + files + ["another checkpoint or encoder"] * other

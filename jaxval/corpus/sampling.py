@@ -19,13 +19,9 @@ from jaxval.corpus.runs import Candidates, Run
 from jaxval.errors import DataError, UserError
 from jaxval.records import Text
 
-_NUMBERS = {"run": "depth", "bm25": "depth", "random": "size"}
-_SPELLING = "run:depth=N, bm25:depth=N, random:size=N and full, joined by '+'"
+_NUMBERS = {"run": "depth", "bm25": "depth", "dense": "depth", "random": "size"}
+_SPELLING = "run:depth=N, bm25:depth=N, dense:depth=N, random:size=N and full, joined by '+'"
 _PART = re.compile(r"(\w+)(?::(\w+)=([1-9][0-9]{0,11}))?")
-_DENSE = (
-    "validate the checkpoint once on the whole corpus with --write_run=trec, then take that"
-    " run: --strategy=run:depth=N --run=OUTPUT_DIR/runs/NAME/STEP.trec"
-)
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,14 @@ class Strategy:
     Attributes:
       run: how many of each query, by each of the user's runs; None for no such part.
       bm25: how many of each query, by BM25.
+      dense: how many of each query, by one of the user's checkpoints.
       random: how many of the passages that are not judged, drawn by a seed.
       full: whether all.
     """
 
     run: int | None = None
     bm25: int | None = None
+    dense: int | None = None
     random: int | None = None
     full: bool = False
 
@@ -62,13 +60,28 @@ class Selection:
       strategy: which.
       ids: the passages, by their ids; None for the whole corpus. Ids that the corpus lacks
         may be among them.
-      candidates: of each query, what runs and BM25 rank highest, without duplicates; the
-        judged are not added.
+      candidates: of each query, what runs, BM25 and the checkpoint rank highest, without
+        duplicates; the judged are not added.
     """
 
     strategy: Strategy
     ids: frozenset[str] | None
     candidates: Candidates
+
+
+@dataclass(frozen=True)
+class _Rankings:
+    """What strategies pool; empty where none asks for it."""
+
+    runs: tuple[Candidates, ...]
+    bm25: Candidates
+    dense: Candidates
+
+    def deep(self, strategy: Strategy) -> list[tuple[Candidates, int]]:
+        """The rankings that a strategy pools, and how deep."""
+        pooled = [(hits, strategy.run) for hits in self.runs]
+        pooled += [(self.bm25, strategy.bm25), (self.dense, strategy.dense)]
+        return [(hits, depth) for hits, depth in pooled if depth]
 
 
 def parse(text: str) -> Strategy:
@@ -87,12 +100,26 @@ def parse(text: str) -> Strategy:
     return Strategy(**parts, full=full)
 
 
+def check_step(strategies: Iterable[Strategy], dense_step: int | None) -> None:
+    """Raises UserError unless a `dense` part and the step that it takes come together."""
+    dense = [strategy for strategy in strategies if strategy.dense]
+    if dense and dense_step is None:
+        raise UserError(
+            f"--strategy={dense[0]} needs --dense_step=STEP: which checkpoint ranks?"
+        )
+    if not dense and dense_step is not None:
+        raise UserError(
+            f"--dense_step={dense_step}: no --strategy has a dense part: add dense:depth=N"
+        )
+
+
 def select(
     strategies: Sequence[Strategy],
     queries: QuerySet,
     corpus: Callable[[], Iterable[Text]],
     runs: Sequence[Run],
     seed: int,
+    by_dense: Candidates | None = None,
 ) -> list[Selection]:
     """The passages of each strategy, in order; ids alone are kept of what is read.
 
@@ -103,9 +130,12 @@ def select(
         if one has `bm25`.
       runs: read at least as deep as the deepest `run` part.
       seed: of the `random` parts, from 0.
+      by_dense: a checkpoint's ranking, as deep as the deepest `dense` part; None if no
+        strategy has one.
 
     Raises:
-      UserError: a strategy has a `run` part and there are no runs, or bm25s is missing.
+      UserError: a strategy has a `run` part and there are no runs, or what BM25 needs is
+        not installed.
       DataError: the corpus cannot be used.
     """
     if any(strategy.run for strategy in strategies) and not runs:
@@ -115,7 +145,8 @@ def select(
     size = max(strategy.random or 0 for strategy in strategies)
     by_bm25 = bm25.rank(corpus(), queries.texts, depth) if depth else {}
     drawn = draw((text.id for text in corpus()), size, seed, judged) if size else []
-    return [_selection(strategy, judged, runs, by_bm25, drawn) for strategy in strategies]
+    ranked = _Rankings(tuple(run.hits for run in runs), by_bm25, by_dense or {})
+    return [_selection(strategy, judged, ranked, drawn) for strategy in strategies]
 
 
 def draw(ids: Iterable[str], size: int, seed: int, without: Collection[str]) -> list[str]:
@@ -199,8 +230,6 @@ def _part(text: str, part: str) -> tuple[str, int]:
     """Name and number of one part; `full` has 1."""
     if part == "full":
         return part, 1
-    if part.partition(":")[0] == "dense":
-        raise UserError(f"--strategy={text}: {_DENSE}")
     match = _PART.fullmatch(part)
     if not match or match[1] not in _NUMBERS or _NUMBERS[match[1]] != match[2]:
         raise UserError(f"--strategy={text}: {part!r} is none of {_SPELLING}")
@@ -210,12 +239,10 @@ def _part(text: str, part: str) -> tuple[str, int]:
 def _selection(
     strategy: Strategy,
     judged: frozenset[str],
-    runs: Sequence[Run],
-    by_bm25: Candidates,
+    ranked: _Rankings,
     drawn: Sequence[str],
 ) -> Selection:
-    pooled = [(run.hits, strategy.run) for run in runs] + [(by_bm25, strategy.bm25)]
-    candidates = _pool([(hits, depth) for hits, depth in pooled if depth])
+    candidates = _pool(ranked.deep(strategy))
     if strategy.full:
         return Selection(strategy, None, candidates)
     ids = judged.union(drawn[: strategy.random or 0], *candidates.values())

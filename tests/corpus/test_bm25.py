@@ -98,10 +98,20 @@ def test_a_corpus_without_words_is_refused():
         rank({"q": "red"}, passages={"a": "", "b": "x and y"})
 
 
-def test_without_bm25s_one_line_says_what_to_install():
-    script = """
+def test_words_of_one_stem_are_one_word():
+    passages = {"a": "a flying bird", "b": "birds flew", "c": "stones"}
+    assert rank({"q": "fly", "r": "Birds", "s": "stone"}, passages=passages) == {
+        "q": ("a",),
+        "r": ("a", "b"),
+        "s": ("c",),
+    }
+
+
+@pytest.mark.parametrize(("module", "package"), [("bm25s", "bm25s"), ("Stemmer", "PyStemmer")])
+def test_without_its_packages_one_line_says_what_to_install(module, package):
+    script = f"""
 import sys
-sys.modules["bm25s"] = None
+sys.modules["{module}"] = None
 from jaxval.corpus import bm25
 from jaxval.errors import UserError
 try:
@@ -110,6 +120,5 @@ except UserError as error:
     print(error)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ran.stdout == "bm25 needs the package bm25s: pip install 'jaxval[sample]'\n", (
-        ran.stderr
-    )
+    said = f"bm25 needs the package {package}: pip install 'jaxval[sample]'\n"
+    assert ran.stdout == said, ran.stderr

@@ -11,7 +11,7 @@ from jaxval.corpus.sampling import Strategy
 from jaxval.errors import DataError, UserError
 
 INPUTS = {"corpus": "1", "queries": "2", "qrels": "3", "runs": ["4", "5"]}
-MADE = Origin("run:depth=9", 0, INPUTS)
+MADE = Origin("run:depth=9", 0, None, INPUTS)
 
 
 def fill(folder):
@@ -28,7 +28,9 @@ def test_a_sample_is_published_whole_and_known_again(tmp_path):
     assert manifest == {
         "strategy": "run:depth=9",
         "seed": 0,
+        "stemmer": None,
         "inputs": INPUTS,
+        "dense": None,
         "counts": {"passages": 1},
     }
     assert [path.name for path in folder.parent.iterdir()] == ["sample"]
@@ -45,11 +47,19 @@ def test_an_empty_folder_is_filled(tmp_path):
     ("other", "what"),
     [
         (
-            Origin("run:depth=8", 0, INPUTS),
+            Origin("run:depth=8", 0, None, INPUTS),
             "strategy run:depth=9, not run:depth=8",
         ),
-        (Origin("run:depth=9", 7, INPUTS), "seed 0, not 7"),
-        (Origin("run:depth=9", 0, INPUTS | {"corpus": "9", "runs": []}), "other corpus, other"),
+        (Origin("run:depth=9", 7, None, INPUTS), "seed 0, not 7"),
+        (Origin("run:depth=9", 0, "other", INPUTS), "stemmer None, not other"),
+        (
+            Origin("run:depth=9", 0, None, INPUTS | {"corpus": "9", "runs": []}),
+            "other corpus, other",
+        ),
+        (
+            Origin("run:depth=9", 0, None, INPUTS, {"checkpoint": "7"}),
+            "another checkpoint or encoder",
+        ),
     ],
 )
 def test_another_sample_is_told_apart(tmp_path, other, what):
@@ -73,6 +83,15 @@ def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"manifest.json cannot be read \(.*\): remove it, or"):
         samples.holds(tmp_path, MADE)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "{}"])
+def test_what_a_sample_was_drawn_from(tmp_path, content):
+    samples.publish(tmp_path / "s", MADE, fill)
+    assert samples.drawn_from(tmp_path / "s" / "corpus.jsonl") == "1"
+    assert samples.drawn_from(tmp_path / "corpus.jsonl") is None
+    (tmp_path / "manifest.json").write_text(content)
+    assert samples.drawn_from(tmp_path / "corpus.jsonl") is None
 
 
 def test_nothing_is_left_of_what_failed(tmp_path):
@@ -114,7 +133,7 @@ def test_who_comes_second_takes_what_is_there(tmp_path):
     samples.publish(folder, MADE, slow)
     assert samples.holds(folder, MADE)
     with pytest.raises(UserError, match="holds another sample"):
-        samples.publish(folder, Origin("full", 0, INPUTS), fill)
+        samples.publish(folder, Origin("full", 0, None, INPUTS), fill)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -138,3 +157,9 @@ def test_the_origin_is_of_the_bytes_and_not_of_the_order_of_runs(beir, tmp_path)
     )
     files.corpus.write_text(files.corpus.read_text() + "\n")
     assert samples.origin(files, Strategy(run=3), paths, 5) != first
+
+
+def test_only_of_a_bm25_part_the_stemmer_matters(beir):
+    files = parse(f"a:{beir()}")
+    assert samples.origin(files, Strategy(random=3), [], 5).stemmer is None
+    assert samples.origin(files, Strategy(bm25=3), [], 5).stemmer == "snowball english"

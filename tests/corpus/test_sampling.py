@@ -21,7 +21,7 @@ QRELS = st.dictionaries(
 HITS = st.dictionaries(QUERIES, st.lists(IDS, unique=True, min_size=1, max_size=6).map(tuple))
 NUMBERS = st.none() | st.integers(1, 40)
 STRATEGIES = st.builds(
-    Strategy, run=NUMBERS, bm25=st.none(), random=NUMBERS, full=st.booleans()
+    Strategy, run=NUMBERS, bm25=st.none(), dense=NUMBERS, random=NUMBERS, full=st.booleans()
 )
 
 
@@ -38,10 +38,10 @@ def passages(ids):
     return [Text(id_, f"word{id_} both") for id_ in ids]
 
 
-def select(text, qrels, corpus=(), runs=({},), seed=0):
+def select(text, qrels, corpus=(), runs=({},), seed=0, ranked=None):
     strategy = text if isinstance(text, Strategy) else sampling.parse(text)
     (selection,) = sampling.select(
-        [strategy], query_set(qrels), lambda: passages(corpus), runs_of(*runs), seed
+        [strategy], query_set(qrels), lambda: passages(corpus), runs_of(*runs), seed, ranked
     )
     return selection
 
@@ -59,6 +59,7 @@ def sieved(selection, corpus, watched=()):
     [
         ("run:depth=100", Strategy(run=100), None),
         ("bm25:depth=7", Strategy(bm25=7), None),
+        ("dense:depth=4", Strategy(dense=4), None),
         ("random:size=10000", Strategy(random=10000), None),
         ("full", Strategy(full=True), None),
         (
@@ -68,7 +69,7 @@ def sieved(selection, corpus, watched=()):
         ),
         (
             "full+bm25:depth=1+random:size=3+run:depth=2",
-            Strategy(2, 1, 3, True),
+            Strategy(run=2, bm25=1, random=3, full=True),
             "run:depth=2+bm25:depth=1+random:size=3+full",
         ),
     ],
@@ -99,8 +100,8 @@ def test_what_is_no_strategy_is_named(text, part):
     with pytest.raises(UserError) as caught:
         sampling.parse(text)
     assert str(caught.value) == (
-        f"--strategy={text}: {part!r} is none of run:depth=N, bm25:depth=N, random:size=N and"
-        " full, joined by '+'"
+        f"--strategy={text}: {part!r} is none of run:depth=N, bm25:depth=N, dense:depth=N,"
+        " random:size=N and full, joined by '+'"
     )
 
 
@@ -109,9 +110,17 @@ def test_a_part_twice_is_refused():
         sampling.parse("run:depth=3+run:depth=4")
 
 
-def test_dense_says_how_to_have_it():
-    with pytest.raises(UserError, match=r"dense:depth=9: validate .* once .*--write_run=trec"):
-        sampling.parse("dense:depth=9")
+@pytest.mark.parametrize(
+    ("strategies", "step", "said"),
+    [
+        (["full", "dense:depth=9"], None, "--strategy=dense:depth=9 needs --dense_step=STEP"),
+        (["full"], 0, "--dense_step=0: no --strategy has a dense part"),
+    ],
+)
+def test_a_dense_part_and_its_step_come_together(strategies, step, said):
+    parsed = [sampling.parse(text) for text in strategies]
+    with pytest.raises(UserError, match=said):
+        sampling.check_step(parsed, step)
 
 
 # select, by hand
@@ -142,6 +151,13 @@ def test_runs_pool():
     selection = select("run:depth=2", QRELS_BY_HAND, runs=[HITS_BY_HAND, other])
     assert selection.candidates == {"q": ("a", "j1", "e"), "r": ("c", "a"), "s": ("f",)}
     assert selection.ids == {"j1", "j2", "j3", "a", "c", "e", "f"}
+
+
+def test_dense_takes_the_checkpoints_ranking():
+    ranked = {"q": ("b", "a"), "r": ("j3", "e", "f")}
+    selection = select("dense:depth=2", QRELS_BY_HAND, ranked=ranked)
+    assert selection.candidates == {"q": ("b", "a"), "r": ("j3", "e")}
+    assert selection.ids == {"j1", "j2", "j3", "a", "b", "e"}
 
 
 def test_bm25_by_hand():
@@ -188,13 +204,22 @@ def test_a_run_part_without_runs_is_refused():
 # select, whatever the data
 
 
-@given(strategy=STRATEGIES, qrels=QRELS, hits=HITS, corpus=CORPORA, seed=st.integers(0, 9))
-def test_the_judged_are_always_kept_and_again_the_same(strategy, qrels, hits, corpus, seed):
-    selection = select(strategy, qrels, corpus, [hits], seed)
+@given(
+    strategy=STRATEGIES,
+    qrels=QRELS,
+    hits=HITS,
+    ranked=HITS,
+    corpus=CORPORA,
+    seed=st.integers(0, 9),
+)
+def test_the_judged_are_always_kept_and_again_the_same(
+    strategy, qrels, hits, ranked, corpus, seed
+):
+    selection = select(strategy, qrels, corpus, [hits], seed, ranked)
     judged = {doc for grades in qrels.values() for doc in grades}
     kept, _ = sieved(selection, corpus, judged)
     assert judged.intersection(corpus) <= set(kept)
-    assert select(strategy, qrels, corpus, [hits], seed) == selection
+    assert select(strategy, qrels, corpus, [hits], seed, ranked) == selection
 
 
 @given(
@@ -213,12 +238,16 @@ def test_the_order_of_corpus_and_runs_changes_nothing(strategy, qrels, hits, cor
     )
 
 
-@given(strategy=STRATEGIES, qrels=QRELS, hits=HITS, corpus=CORPORA)
-def test_parts_are_joined(strategy, qrels, hits, corpus):
-    parts = [Strategy(run=strategy.run), Strategy(random=strategy.random)]
-    alone = [select(part, qrels, corpus, [hits]).ids for part in parts]
-    joined = select(strategy, qrels, corpus, [hits]).ids
-    assert joined == (None if strategy.full else alone[0] | alone[1])
+@given(strategy=STRATEGIES, qrels=QRELS, hits=HITS, ranked=HITS, corpus=CORPORA)
+def test_parts_are_joined(strategy, qrels, hits, ranked, corpus):
+    parts = [
+        Strategy(run=strategy.run),
+        Strategy(dense=strategy.dense),
+        Strategy(random=strategy.random),
+    ]
+    alone = [select(part, qrels, corpus, [hits], ranked=ranked).ids for part in parts]
+    joined = select(strategy, qrels, corpus, [hits], ranked=ranked).ids
+    assert joined == (None if strategy.full else alone[0].union(*alone[1:]))
 
 
 @given(qrels=QRELS, hits=HITS, depth=st.integers(1, 7))

@@ -1,5 +1,9 @@
 """--confirm=best: a sample screens, the whole corpus confirms, the ledger remembers."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +12,7 @@ from jaxval.records import SCREENED
 from tests.e2e import world
 from tests.e2e.test_faults import Place, until
 
+ROOT = Path(__file__).parents[2]
 PASSAGES = world.PASSAGES
 QUERIES = {f"q{i}": text for i, text in enumerate(list(PASSAGES.values())[:8])}
 QRELS = {f"q{i}": {f"p{i}": 1} for i in range(8)}
@@ -115,6 +120,46 @@ def test_what_was_screened_out_stays_so_until_confirm_is_dropped(place):
     assert place.finish(place.dev, "--retry_failed")[0] == 0
     assert rows(place) == [*BOTH, ("small", 2), ("dev", 2)]
     assert screened(place) == []
+
+
+def test_what_another_sample_screened_out_is_put_to_the_new_one(place, tmp_path):
+    put(place, s1="good", s2="bad", s3="bad")
+    assert place.finish(place.dev, idle_timeout=0.1)[0] == 0
+    assert screened(place) == [("dev", step, SCREENED) for step in (2, 3)]
+    place.delete(3)
+    other = dict(list(PASSAGES.items())[:14])
+    folder = world.write_texts(tmp_path / "other", other, QUERIES, QRELS)
+    place.flags["dataset"] = f"small:{folder}"
+    place.complete()
+    status, out, err = place.finish(place.dev)
+    assert status == 0, err
+    assert "1 checkpoints were screened out by another sample than small is now" in err
+    again = [("small", 1), ("small", 2)]
+    assert rows(place) == [*BOTH, ("small", 2), ("small", 3), *again]
+    # What is gone cannot be asked again, and step 2 is worse on the new sample as well.
+    assert screened(place) == [("dev", 3, SCREENED), ("dev", 2, SCREENED)]
+    assert "2 validated, 0 already in the ledger" in out
+    status, out, err = place.finish(place.dev)
+    assert "another sample" not in err
+    assert "0 validated, 2 already in the ledger" in out
+
+
+def test_the_manifest_of_the_sample_names_the_whole(place, tmp_path):
+    put(place, s1="good", s2="bad")
+    place.complete()
+    whole = place.dev.partition(":")[2]
+    command = [sys.executable, "-m", "jaxval.sample", f"--dataset=dev:{whole}"]
+    command += ["--strategy=random:size=4", f"--output_dir={tmp_path / 'drawn'}"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    place.flags["dataset"] = f"small:{tmp_path / 'drawn'}"
+    assert place.finish(place.dev)[0] == 0
+    corpus = Path(whole) / "corpus.jsonl"
+    corpus.write_text(corpus.read_text() + '{"_id": "new", "text": "red"}\n')
+    said = refused(place, place.dev)
+    assert said == (
+        f"jaxval: --confirm: by its manifest small ({tmp_path / 'drawn'}) was drawn from"
+        f" another corpus than {corpus} is now: sample that anew"
+    )
 
 
 def test_who_has_its_row_of_the_whole_is_not_screened_out(place):

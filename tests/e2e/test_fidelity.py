@@ -36,6 +36,8 @@ class Place:
         _save(root / "checkpoints")
         (root / "bm25.trec").write_text(RUN)
         (root / "dense.trec").write_text("q3 Q0 p9 1 1 t\n")
+        (root / "empty.trec").write_text("\n")
+        (root / "strange.trec").write_text("q0 Q0 x1 1 1 t\nq1 Q0 x2 1 1 t\n")
 
     def start(self, *extra, **flags):
         listed = [f"--{name}={value}" for name, value in (self.flags | flags).items()]
@@ -127,8 +129,9 @@ def test_of_average_ranks_the_lowest_is_best(place, tmp_path):
 
 
 def test_chosen_steps(place, tmp_path):
-    ran = place.start("--strategy=random:size=9", steps="4,1,2", output_dir=tmp_path / "some")
+    ran = place.start("--strategy=random:size=99", steps="4,1,2", output_dir=tmp_path / "some")
     assert ran.returncode == 0, ran.stderr
+    assert "--strategy=random:size=99 keeps the whole corpus" in ran.stderr
     report = json.loads((tmp_path / "some" / "fidelity.json").read_text())
     assert report["steps"] == [1, 2, 4]
 
@@ -158,13 +161,14 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
         (("--strategy=random:size=1", "BM25"), "no --strategy has a run part"),
         (("--strategy=run:depth=1@other", "BM25"), "no --run is named 'other'"),
         (("--strategy=random:size=1@bm25", "BM25"), "it has no run part"),
+        (("--strategy=run:depth=1", "EMPTY"), "empty.trec: no line in it"),
+        (("--strategy=run:depth=1", "STRANGE"), "none of the passages it names ('x1', …)"),
         (("--strategy=half",), "is none of run:depth=N"),
         (("--strategy=random:size=1", "--rerank=/a.trec"), "--rerank scores no corpus"),
     ],
 )
 def test_what_is_refused(place, tmp_path, extra, said):
-    runs = {"BM25": place.runs("bm25")[0]}
-    extra = [runs.get(each, each) for each in extra]
+    extra = [place.runs(each.lower())[0] if each.isupper() else each for each in extra]
     assert said in place.refused(*extra, output_dir=tmp_path)
 
 
