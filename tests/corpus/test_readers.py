@@ -197,7 +197,11 @@ def test_truncated_gzip_is_named(tmp_path):
     assert int(message.removeprefix(f"{path}:").partition(":")[0]) > 1
 
 
-@pytest.mark.parametrize("raw", [b"1\tplain\n", gzip.compress(b"1\ta")[:-8] + b"\0" * 8])
+@pytest.mark.parametrize(
+    "raw",
+    [b"1\tplain\n", gzip.compress(b"1\ta")[:-8] + b"\0" * 8],
+    ids=["plain", "wrong checksum"],
+)
 def test_what_is_not_gzip_is_named(tmp_path, raw):
     path = tmp_path / "c.tsv.gz"
     path.write_bytes(raw)
