@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxval.corpus.tokens import Bucket, TokenStore
+from jaxval.corpus.tokens import Bucket
 from jaxval.errors import NonFiniteError
 from jaxval.records import Bar, Params
 
@@ -27,6 +27,34 @@ _Signature = tuple[tuple[int, ...], np.dtype, np.dtype]
 _IN_FLIGHT = 4
 _ROW_MULTIPLE = 8
 _LEAST_TOKENS = 64
+
+
+class Tokens(Protocol):
+    """Texts as token ids, in buckets of one width each: a TokenStore, or a part of one."""
+
+    @property
+    def count(self) -> int:
+        """How many texts."""
+        ...
+
+    @property
+    def buckets(self) -> Sequence[Bucket]:
+        """From the narrowest to the widest; none is empty."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[count] uint16, by position."""
+        ...
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[count] int64, the row in document order of each position."""
+        ...
+
+    def matrix(self, bucket: Bucket) -> np.ndarray:
+        """[bucket.count, bucket.width] token ids."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,9 @@ class Tower:
       devices: each takes an equal part of each batch.
       batch_tokens: tokens a batch a device, padding included.
       chunk_floats: components of a chunk's vectors, about; None for what suits the device.
+
+    Attributes:
+      batch_tokens, chunk_floats: as they are now.
     """
 
     def __init__(
@@ -85,8 +116,8 @@ class Tower:
         chunk_floats: int | None = None,
     ):
         self._devices = tuple(devices)
-        self._batch_tokens = batch_tokens
-        self._chunk_floats = chunk_floats or _default_chunk_floats(self._devices[0])
+        self.batch_tokens = batch_tokens
+        self.chunk_floats = chunk_floats or _default_chunk_floats(self._devices[0])
         self._spread = _spread(encode, self._devices)
         self._ahead: dict[_Signature, Future[Callable[..., Any] | None]] = {}
 
@@ -133,12 +164,17 @@ class Tower:
 
     def halve(self) -> int | None:
         """Halves the batch for good; its tokens now, or None if it is as small as it gets."""
-        if self._batch_tokens <= _LEAST_TOKENS:
+        if self.batch_tokens <= _LEAST_TOKENS:
             return None
-        self._batch_tokens //= 2
-        return self._batch_tokens
+        self.batch_tokens //= 2
+        return self.batch_tokens
 
-    def chunks(self, params: Params, store: TokenStore, bar: Bar) -> Iterator[Chunk]:
+    def shapes(self, store: Tokens) -> collections.Counter[tuple[int, int]]:
+        """How many batches of each shape, (rows on all devices, width), a store is cut into."""
+        spans = self._spans(store.buckets)
+        return collections.Counter((span.rows, span.width) for span in spans)
+
+    def chunks(self, params: Params, store: Tokens, bar: Bar) -> Iterator[Chunk]:
         """The vectors of a whole store, in chunks of bounded size.
 
         Args:
@@ -147,7 +183,7 @@ class Tower:
           bar: a unit a text.
         """
         waiting: collections.deque[tuple[_Batch, jax.Array]] = collections.deque()
-        collected = _Collector(store, self._chunk_floats)
+        collected = _Collector(store, self.chunk_floats)
         with bar:
             for batch in self._batches(store):
                 vectors = self.run(params, batch.ids, batch.lengths)
@@ -159,7 +195,7 @@ class Tower:
                 yield from collected.add(*waiting.popleft(), bar)
             yield from collected.rest()
 
-    def _batches(self, store: TokenStore) -> Iterator[_Batch]:
+    def _batches(self, store: Tokens) -> Iterator[_Batch]:
         matrices = [store.matrix(bucket) for bucket in store.buckets]
         for span in self._spans(store.buckets):
             ids = _rows(store.buckets, matrices, span)
@@ -191,7 +227,7 @@ class Tower:
 
     def _rows(self, width: int, most: int | None) -> int:
         """Rows of a batch on all devices, as the budget allows; no more than `most` fill."""
-        budget = self._batch_tokens // width
+        budget = self.batch_tokens // width
         rows = budget - budget % _ROW_MULTIPLE if budget > _ROW_MULTIPLE else max(1, budget)
         if most is not None:
             rows = min(rows, _round_up(-(-most // len(self._devices)), _ROW_MULTIPLE))
@@ -219,7 +255,7 @@ def _rows(buckets: Sequence[Bucket], matrices: Sequence[np.ndarray], span: _Span
 class _Collector:
     """Gathers the batches' vectors into chunks."""
 
-    def __init__(self, store: TokenStore, chunk_floats: int):
+    def __init__(self, store: Tokens, chunk_floats: int):
         self._store = store
         self._chunk_floats = chunk_floats
         self._vectors: list[np.ndarray] = []

@@ -7,13 +7,14 @@ corpus stand in one Round, so that the corpus is encoded and searched once for a
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +38,7 @@ from jaxval.records import (
 from jaxval.search import Beside, FaissSearcher, Reranker
 
 _LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,15 @@ def validate(
     """
     watch = Stopwatch({"restore": restored.seconds})
     with watch("restore"):
-        params = _placed(restored, bench)
+        params = place_towers(restored, bench)
     for round_ in bench.rounds:
         sets = [judged for judged in round_.sets if judged.series in wanted]
         if sets:
             lap = Stopwatch(watch.seconds)
-            hits = _search_in_memory(
-                checkpoint, bench, params, round_.corpus, sets, lap, progress
+            search = functools.partial(
+                _search, checkpoint, bench, params, round_.corpus, sets, lap, progress
             )
+            hits = within_memory(bench, search)
             for judged, found in zip(sets, _split(hits, sets), strict=True):
                 yield _judge(checkpoint, bench, restored, round_.corpus, judged, found, lap)
 
@@ -174,14 +177,13 @@ class TowerParams:
 
 
 def place_towers(restored: Restored, bench: Bench) -> TowerParams:
-    """Copies what was restored to the bench's devices, a tied tree once."""
-    placed = place(restored.params, bench.devices)
-    return TowerParams(**placed) if restored.untied else TowerParams(placed, placed)
+    """Copies what was restored to the bench's devices, a tied tree once.
 
-
-def _placed(restored: Restored, bench: Bench) -> TowerParams:
+    Raises:
+      UserError: a device has too little memory for it.
+    """
     try:
-        return place_towers(restored, bench)
+        placed = place(restored.params, bench.devices)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -189,13 +191,19 @@ def _placed(restored: Restored, bench: Bench) -> TowerParams:
             "the parameters do not fit into the device's memory: choose another by --devices,"
             " or --dtype=bfloat16"
         ) from error
+    return TowerParams(**placed) if restored.untied else TowerParams(placed, placed)
 
 
-def _search_in_memory(checkpoint: Checkpoint, bench: Bench, *rest: Any, **named: Any) -> Hits:
-    """_search, again with half the batch for as long as the device's memory is too small."""
+def within_memory(bench: Bench, work: Callable[[], Result]) -> Result:
+    """What the work returns: it is done again with half the batch for as long as the device's
+    memory is too small.
+
+    Raises:
+      UserError: it is so for the smallest batch too.
+    """
     while True:
         try:
-            return _search(checkpoint, bench, *rest, **named)
+            return work()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
