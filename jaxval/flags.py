@@ -14,6 +14,13 @@ from jaxval.corpus import datasets
 from jaxval.errors import UserError
 from jaxval.records import DatasetFiles, ParamsPaths, PinLimit
 
+_CHECK = flags.DEFINE_bool(
+    "check",
+    False,
+    "Validate nothing: read everything, restore the newest checkpoint, encode 64 queries and"
+    " passages, and print what a validation will do, how long it will take, and what looks"
+    " wrong. Status 2 if it would fail or its values be worth nothing, else 0.",
+)
 _CHECKPOINT_DIR = flags.DEFINE_string(
     "checkpoint_dir",
     "",
@@ -243,6 +250,7 @@ _KEEP_BEST = flags.DEFINE_integer(
 )
 
 TOPICS: Topics = {
+    "Before the first run": (_CHECK,),
     "Which checkpoints, and until when": (
         _CHECKPOINT_DIR,
         _IDLE_TIMEOUT,
@@ -292,6 +300,11 @@ TOPICS: Topics = {
 
 SHARED = {holder.name: holder for holders in TOPICS.values() for holder in holders}
 """By their names, for the apps that take some of them."""
+
+
+def check() -> bool:
+    """Whether --check is given."""
+    return bool(_CHECK.value)
 
 
 def devices() -> str:

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 
 GROUPS = (
+    "Before the first run:",
     "Which checkpoints, and until when:",
     "What they are put to:",
     "The encoder:",

@@ -30,7 +30,7 @@ LAYERS = (
     ),
     ("validate",),
     ("prepare", "subsets", "dense"),
-    ("loop", "faithful"),
+    ("loop", "faithful", "check"),
     ("app", "flags"),
     ("main", "convert", "sample", "fidelity", "demo"),
 )
@@ -49,7 +49,7 @@ APPS = LAYERS[-1]
 KNOWN_TO = {
     "flags": APPS,
     "app": ("flags", *APPS),
-    "config": ("prepare", "loop", "faithful", "flags", *APPS),
+    "config": ("prepare", "loop", "faithful", "check", "flags", *APPS),
 }
 
 MODULES = [

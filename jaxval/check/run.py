@@ -1,0 +1,170 @@
+"""Config -> a report of what a validation will do, and of what looks wrong.
+
+Nothing is validated: no lock is taken, no checkpoint pinned, no row or signal written. What
+is kept is what a validation would make too, and finds by its digest: tokenized texts and
+compiled programs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from jaxval.check import doubts, look, memory, pace
+from jaxval.check.doubts import Doubt
+from jaxval.check.newest import Newest, newest
+from jaxval.check.pace import Paces
+from jaxval.check.report import Leg, Report, Seen, Times
+from jaxval.checkpoints.restore import Restored
+from jaxval.config import Config, Model
+from jaxval.corpus import tokenizer
+from jaxval.corpus.tokens import Recipe
+from jaxval.encoders import folder
+from jaxval.encoders.folder import ModelFolder
+from jaxval.prepare import Prepared, prepare
+from jaxval.records import Progress
+from jaxval.validate import Bench, Round, TowerParams, place_towers, within_memory
+
+
+def run(
+    config: Config, devices: Callable[[], Sequence[jax.Device]], progress: Progress
+) -> Report:
+    """Looks at everything that a validation needs.
+
+    Args:
+      config: of the run that is to be.
+      devices: opened when all else has been found right.
+      progress: shows what takes long.
+
+    Raises:
+      UserError: the settings or the data are at fault, so that nothing can be looked at.
+    """
+    prepared = prepare(config, devices, progress)
+    bench = prepared.bench
+    asked = bench.passage_tower.batch_tokens
+    found = newest(config.watching.checkpoint_dir, bench)
+    start = time.perf_counter()
+    params = place_towers(found.restored or _zeros(bench), bench)
+    placing = time.perf_counter() - start
+    model = folder.read(config.model.folder) if config.model.folder else None
+    sets, doubtful = _sets(config, prepared, found, params, model, progress)
+    paces = _paces(bench, params, progress)
+    device = memory.on_device(bench, params, paces.passage)
+    host = memory.on_host(bench, device.params, config.watching.host_checkpoints, paces.dim)
+    return Report(
+        newest=found,
+        params=bench.abstract_params,
+        similarity=bench.similarity,
+        measures=tuple(map(str, bench.measures)),
+        depth=bench.depth,
+        select_by=prepared.select_by,
+        devices=bench.devices,
+        batch_tokens=bench.passage_tower.batch_tokens,
+        sets=sets,
+        times=_times(bench, found, placing, paces, screened=config.confirm is not None),
+        device=device,
+        host=host,
+        kept=_kept(config),
+        doubts=[
+            *doubts.unread(found),
+            *(doubts.towers(found.restored) if found.restored else ()),
+            *_of_model(config.model, model, prepared),
+            *doubtful,
+            *doubts.pins(config.watching.checkpoint_dir, config.watching.pin_dir),
+            *doubts.memory(device, host),
+            *doubts.halved(asked, bench.passage_tower.batch_tokens),
+        ],
+    )
+
+
+def _zeros(bench: Bench) -> Restored:
+    """What batches are timed with where there is no checkpoint."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), bench.abstract_params)
+    return Restored(zeros, found_at="")
+
+
+def _paces(bench: Bench, params: TowerParams, progress: Progress) -> Paces:
+    return within_memory(
+        bench, lambda: pace.paces(bench, params, lambda n: progress("timing batches", n))
+    )
+
+
+def _sets(
+    config: Config,
+    prepared: Prepared,
+    found: Newest,
+    params: TowerParams,
+    model: ModelFolder | None,
+    progress: Progress,
+) -> tuple[list[Seen], list[Doubt]]:
+    """Each set of the bench, and what is doubtful about them."""
+    bench = prepared.bench
+    seen: list[Seen] = []
+    doubtful: list[Doubt] = []
+    made = tokenizer.load(config.model.tokenizer or (str(model.path) if model else ""))
+    files = {one.name: one for one in config.datasets}
+    for round_ in bench.rounds:
+        for judged in round_.sets:
+            recipes = _recipes(prepared, judged.series)
+            one = look.texts(bench, judged, round_.corpus, recipes, made, files[judged.name])
+            doubtful += look.cut(one)
+            if found.restored is not None:
+                encode = functools.partial(look.encoded, one, bench, judged, params, progress)
+                one, more = within_memory(bench, encode)
+                doubtful += more
+            seen.append(one)
+    return seen, doubtful
+
+
+def _recipes(prepared: Prepared, series: str) -> tuple[Recipe, Recipe]:
+    """Of the queries and of the passages."""
+    settings = prepared.settings[series]
+    return Recipe(**settings["query texts"]), Recipe(**settings["passages"])
+
+
+def _of_model(model: Model, read: ModelFolder | None, prepared: Prepared) -> list[Doubt]:
+    """What is doubtful between the model's folder and the flags."""
+    queries, passages = _recipes(prepared, prepared.bench.sets[0].series)
+    return [
+        *doubts.prefixes(read, model.folder or "", queries.prefix, passages.prefix),
+        *doubts.normalization(read, model.normalize, prepared.bench.similarity),
+    ]
+
+
+def _times(
+    bench: Bench, found: Newest, placing: float, paces: Paces, *, screened: bool
+) -> Times:
+    restored = found.restored
+    return Times(
+        restore=restored.seconds + placing if restored else None,
+        legs=[_leg(bench, round_, paces) for round_ in bench.rounds],
+        first=paces.first,
+        shapes=len(paces.query.shapes) + len(paces.passage.shapes),
+        screened=screened,
+    )
+
+
+def _leg(bench: Bench, round_: Round, paces: Paces) -> Leg:
+    queries = [judged.queries for judged in round_.sets]
+    passages = round_.corpus
+    reranked = any(judged.candidates for judged in round_.sets)
+    count = sum(store.count for store in queries)
+    return Leg(
+        names=tuple(judged.name for judged in round_.sets),
+        queries=sum(paces.query.seconds(bench.query_tower.shapes(store)) for store in queries),
+        passages=paces.passage.seconds(bench.passage_tower.shapes(passages)),
+        search=0.0
+        if reranked
+        else pace.search_seconds(bench, count, passages.count, paces.dim),
+    )
+
+
+def _kept(config: Config) -> tuple[str, ...]:
+    """What a validation finds done: where its tokens and its programs are."""
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return (str(config.texts.token_dir), *([compiled] if compiled else []))
