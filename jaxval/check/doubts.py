@@ -87,7 +87,7 @@ def prefixes(
     says = {"query": model.query_prefix, "passage": model.passage_prefix}
     found = []
     for kind, family in _of_family(model, name).items():
-        wanted = says[kind] if says[kind] is not None else family
+        wanted = says[kind] or family  # sentence-transformers writes empty prompts unasked
         if wanted and not stands[kind]:
             source = "its prompts say" if says[kind] else "E5 models are trained with"
             found.append(
