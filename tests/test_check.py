@@ -112,7 +112,7 @@ def test_of_a_sound_run_nothing_looks_wrong_and_nothing_but_tokens_is_written(pl
         "at default/params",
         "1 arrays, 56 float32",
         "words/embedding [14, 4] float32",
-        "who has the best RR@10 on tiny",
+        "best by         RR@10 on tiny",
         "25 of 4 tokens, at most 64; 0 (0.0%) are cut",
         "width:texts 8:25",
         "25 queries and 25 passages: 4 components",
@@ -196,7 +196,7 @@ def test_with_confirm_the_time_is_told_of_both_ends(planned, silent):
     }
     text = "\n".join(lines(planned.check(silent)))
     assert "s if screened out, " in text
-    assert "who has the best RR@10 on tiny" in text
+    assert "best by         RR@10 on tiny" in text
 
 
 def test_with_rerank_the_candidates_are_told(planned, silent):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import jax
+from dataclasses import dataclass
 
 from jaxval.check.doubts import Doubt
 from jaxval.check.memory import Device, Host
@@ -16,6 +14,7 @@ from jaxval.check.sample import MEASURE, Ranking
 from jaxval.checkpoints.trees import flatten, show
 from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.records import Params, SelectBy
+from jaxval.validate import Bench
 
 _WIDTH = 15  # of the labels
 _LARGEST = 3
@@ -116,22 +115,24 @@ class Times:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+      newest, bench, select_by: what is validated, by what, and which is best.
+      sets, times, device, host: what that takes.
+      kept: what this look has made that a run will find done.
+      doubts: what looks wrong.
+    """
 
     newest: Newest
-    params: Params
-    similarity: str
-    measures: tuple[str, ...]
-    depth: int
+    bench: Bench
     select_by: SelectBy
-    devices: Sequence[jax.Device]
-    batch_tokens: int
     sets: Sequence[Seen]
     times: Times
     device: Device
     host: Host
     kept: Sequence[str]
-    doubts: Sequence[Doubt] = field(default=())
+    doubts: Sequence[Doubt] = ()
 
     @property
     def status(self) -> int:
@@ -142,7 +143,7 @@ class Report:
 def lines(report: Report) -> Iterator[str]:
     """The report, what is doubtful last."""
     yield "checkpoint"
-    yield from _rows(_checkpoint(report.newest, report.params))
+    yield from _rows(_checkpoint(report.newest, report.bench.abstract_params))
     yield "validation"
     yield from _rows(_validation(report))
     for seen in report.sets:
@@ -187,9 +188,11 @@ def _leaves(params: Params, towers: int) -> Iterator[tuple[str, str]]:
 
 
 def _validation(report: Report) -> Iterator[tuple[str, str]]:
-    measures, select_by = ", ".join(report.measures), report.select_by
-    yield "measures", f"{measures}, of the {report.depth:,} best by {report.similarity}"
-    yield "best is", f"who has the best {select_by.measure} on {select_by.dataset}"
+    bench, select_by = report.bench, report.select_by
+    measures = ", ".join(map(str, bench.measures))
+    yield "measures", f"{measures}, of the {bench.depth:,} best by {bench.similarity}"
+    lower = " (lower is better)" * select_by.lower_is_better
+    yield "best by", f"{select_by.measure} on {select_by.dataset}{lower}"
 
 
 def _set(seen: Seen) -> Iterator[tuple[str, str]]:
@@ -253,9 +256,10 @@ def _times(times: Times) -> Iterator[tuple[str, str]]:
 
 
 def _memory(report: Report) -> Iterator[tuple[str, str]]:
-    kinds = collections.Counter(f"{one.platform} ({one.device_kind})" for one in report.devices)
+    bench = report.bench
+    kinds = collections.Counter(f"{one.platform} ({one.device_kind})" for one in bench.devices)
     yield "devices", ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    yield "batch", f"{report.batch_tokens:,} tokens a device"
+    yield "batch", f"{bench.passage_tower.batch_tokens:,} tokens a device"
     device, host = report.device, report.host
     batch = (
         "a batch of unknown size" if device.batch is None else f"a batch {_bytes(device.batch)}"

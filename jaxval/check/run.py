@@ -21,7 +21,7 @@ from jaxval.check.newest import Newest, newest
 from jaxval.check.pace import Paces
 from jaxval.check.report import Leg, Report, Seen, Times
 from jaxval.checkpoints.restore import Restored
-from jaxval.config import Config, Model
+from jaxval.config import Config
 from jaxval.corpus import tokenizer
 from jaxval.corpus.tokens import Recipe
 from jaxval.encoders import folder
@@ -48,38 +48,34 @@ def run(
     bench = prepared.bench
     asked = bench.passage_tower.batch_tokens
     found = newest(config.watching.checkpoint_dir, bench)
-    start = time.perf_counter()
-    params = place_towers(found.restored or _zeros(bench), bench)
-    placing = time.perf_counter() - start
+    params, placing = _placed(found, bench)
+    paces = _paces(bench, params, progress)  # first: batches may have to be halved
     model = folder.read(config.model.folder) if config.model.folder else None
     sets, doubtful = _sets(config, prepared, found, params, model, progress)
-    paces = _paces(bench, params, progress)
     device = memory.on_device(bench, params, paces.passage)
     host = memory.on_host(bench, device.params, config.watching.host_checkpoints, paces.dim)
+    doubtful += [
+        *doubts.memory(device, host),
+        *doubts.halved(asked, bench.passage_tower.batch_tokens),
+    ]
     return Report(
         newest=found,
-        params=bench.abstract_params,
-        similarity=bench.similarity,
-        measures=tuple(map(str, bench.measures)),
-        depth=bench.depth,
+        bench=bench,
         select_by=prepared.select_by,
-        devices=bench.devices,
-        batch_tokens=bench.passage_tower.batch_tokens,
         sets=sets,
         times=_times(bench, found, placing, paces, screened=config.confirm is not None),
         device=device,
         host=host,
         kept=_kept(config),
-        doubts=[
-            *doubts.unread(found),
-            *(doubts.towers(found.restored) if found.restored else ()),
-            *_of_model(config.model, model, prepared),
-            *doubtful,
-            *doubts.pins(config.watching.checkpoint_dir, config.watching.pin_dir),
-            *doubts.memory(device, host),
-            *doubts.halved(asked, bench.passage_tower.batch_tokens),
-        ],
+        doubts=[*_of_settings(config, prepared, found, model), *doubtful],
     )
+
+
+def _placed(found: Newest, bench: Bench) -> tuple[TowerParams, float]:
+    """The parameters on the devices, and the seconds that it took."""
+    start = time.perf_counter()
+    params = place_towers(found.restored or _zeros(bench), bench)
+    return params, time.perf_counter() - start
 
 
 def _zeros(bench: Bench) -> Restored:
@@ -127,12 +123,18 @@ def _recipes(prepared: Prepared, series: str) -> tuple[Recipe, Recipe]:
     return Recipe(**settings["query texts"]), Recipe(**settings["passages"])
 
 
-def _of_model(model: Model, read: ModelFolder | None, prepared: Prepared) -> list[Doubt]:
-    """What is doubtful between the model's folder and the flags."""
+def _of_settings(
+    config: Config, prepared: Prepared, found: Newest, model: ModelFolder | None
+) -> list[Doubt]:
+    """What is doubtful about the checkpoint and the flags."""
     queries, passages = _recipes(prepared, prepared.bench.sets[0].series)
+    named, watching = config.model.folder or "", config.watching
     return [
-        *doubts.prefixes(read, model.folder or "", queries.prefix, passages.prefix),
-        *doubts.normalization(read, model.normalize, prepared.bench.similarity),
+        *doubts.unread(found),
+        *(doubts.towers(found.restored) if found.restored else ()),
+        *doubts.prefixes(model, named, queries.prefix, passages.prefix),
+        *doubts.normalization(model, config.model.normalize, prepared.bench.similarity),
+        *doubts.pins(watching.checkpoint_dir, watching.pin_dir),
     ]
 
 
@@ -165,6 +167,7 @@ def _leg(bench: Bench, round_: Round, paces: Paces) -> Leg:
 
 
 def _kept(config: Config) -> tuple[str, ...]:
-    """What a validation finds done: where its tokens and its programs are."""
+    """What a run finds done."""
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return (str(config.texts.token_dir), *([compiled] if compiled else []))
+    programs = [f"compiled programs in {compiled}"] if compiled else []
+    return (f"tokenized texts in {config.texts.token_dir}", *programs)
