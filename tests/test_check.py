@@ -14,10 +14,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxval.check import doubts
+from jaxval.check.newest import Newest, newest
 from jaxval.check.pace import Pace, Timed
 from jaxval.check.report import lines
 from jaxval.check.run import run
 from jaxval.check.sample import choose, rank
+from jaxval.checkpoints.commit import committed
 from jaxval.config import Config, Model, Search, Texts, Watching
 from jaxval.encode import Tower, matrix, place
 from jaxval.encoders import folder
@@ -169,6 +171,24 @@ def test_parameters_that_are_not_finite(planned, silent):
     assert "checkpoint 8" in doubt
     assert "NaN" in doubt
     assert report.status == 2
+
+
+def test_a_checkpoint_that_goes_is_followed_by_the_next_newest(planned, silent):
+    bench = planned.check(silent).bench
+    gone = committed(planned.checkpoints)[0]
+    planned.save(words(world.table(5)), step=9)
+    listings = iter([[dataclasses.replace(gone, commit_ns=1)], committed(planned.checkpoints)])
+    found = newest(str(planned.checkpoints), bench, lambda place: next(listings))
+    assert (found.checkpoint.step, found.count, found.fault) == (9, 2, None)
+    table = found.restored.params["words"]["embedding"]
+    np.testing.assert_array_equal(table, world.table(5))
+
+
+def test_a_checkpoint_that_may_not_be_read():
+    unread = Newest("/place", 1, fault=PermissionError(13, "Permission denied"))
+    (doubt,) = doubts.unread(unread)
+    assert doubt.error
+    assert "/place cannot be read: [Errno 13] Permission denied: check who" in doubt.text
 
 
 def test_settings_that_are_wrong_are_one_line_as_ever(planned, silent):

@@ -44,6 +44,10 @@ class Doubt:
 
 def unread(newest: Newest) -> list[Doubt]:
     """That there is no checkpoint to look at, or none that can be read."""
+    if isinstance(newest.fault, OSError):
+        where = newest.checkpoint.path if newest.checkpoint else newest.place
+        text = f"{where} cannot be read: {newest.fault}: check who may read it"
+        return [Doubt(text, error=True)]
     if newest.fault is not None:
         return [Doubt(str(newest.fault), error=True)]
     if newest.checkpoint is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from jaxval.checkpoints.commit import committed
@@ -11,6 +12,9 @@ from jaxval.records import Checkpoint
 from jaxval.validate import Bench
 
 _TRIES = 3
+
+Listing = Callable[[str], Sequence[Checkpoint]]
+"""The committed checkpoints of a directory, in step order."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class Newest:
     fault: JaxvalError | OSError | None = None
 
 
-def newest(place: str, bench: Bench) -> Newest:
+def newest(place: str, bench: Bench, listing: Listing = committed) -> Newest:
     """Lists the directory and restores its last step. If the trainer deletes that meanwhile,
     there is a newer one."""
     for _ in range(_TRIES):
-        there = committed(place)
+        there = listing(place)
         if not there:
             return Newest(place)
         found = _restored(Newest(place, len(there), there[-1]), there[-1], bench)
