@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxval.check import doubts
+from jaxval.check import doubts, pace
 from jaxval.check.newest import Newest, newest
 from jaxval.check.pace import Pace, Timed
 from jaxval.check.report import lines
@@ -500,12 +500,21 @@ def test_likeness_is_the_mean_cosine_of_two():
 def test_seconds_are_of_the_batches_that_there_are():
     timed = {(32, 8): Timed(1.0, 0.5, 4), (8, 32): Timed(2.0, 1.0, 4)}
     shapes = Counter({(32, 8): 3, (8, 32): 1, (16, 16): 2, (8, 8): 1})
-    pace = Pace(shapes, timed)
+    tower = Pace(shapes, timed)
     rates = 0.5 / 256, 1.0 / 256
     between = rates[0] + (16 - 8) / (32 - 8) * (rates[1] - rates[0])
     expected = 3 * 0.5 + 1.0 + 2 * 256 * between + 64 * rates[0]
-    assert pace.seconds(shapes) == pytest.approx(expected)
-    assert pace.untried == 2
+    assert tower.seconds(shapes) == pytest.approx(expected)
+    assert tower.untried == 2
+
+
+def test_a_busy_machine_is_told(planned, silent):
+    assert pace.busy(lambda: (2.0, 0.0, 0.0), cores=8) is None
+    assert pace.busy(lambda: (12.0, 0.0, 0.0), cores=8) == 1.5
+    report = planned.check(silent)
+    times = dataclasses.replace(report.times, busy=1.5)
+    text = "\n".join(lines(dataclasses.replace(report, times=times)))
+    assert "uncertain       other work had 1.5 processes a core" in text
 
 
 def test_a_tower_tells_the_shapes_it_will_run(store, silent):

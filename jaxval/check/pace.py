@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Shape = tuple[int, int]
 
 _PATIENCE = 60.0  # seconds for a tower; shapes beyond that are inferred from the others
 _IN_TURN = 2
+_BUSY = 0.5
 _VECTORS, _QUERIES = 4096, 1024  # of the search that is timed
 
 
@@ -197,6 +199,15 @@ def _time(
     dim = int(jax.eval_shape(tower.run, params, ids, lengths).shape[-1])
     first, again = run(1), run(_IN_TURN) / _IN_TURN
     return Timed(max(0.0, first - again), again, dim)
+
+
+def busy(
+    load: Callable[[], tuple[float, float, float]] = os.getloadavg, cores: int | None = None
+) -> float | None:
+    """Processes a core that ran or waited in the last minute, if there were enough of them to
+    make every time uncertain."""
+    each = load()[0] / (cores or os.cpu_count() or 1)
+    return each if each > _BUSY else None
 
 
 def search_seconds(bench: Bench, queries: int, passages: int, dim: int) -> float:

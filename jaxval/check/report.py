@@ -103,6 +103,7 @@ class Times:
       legs: a corpus each.
       first: what the first one of a run takes beside that, for the programs.
       shapes: how many programs.
+      busy: where other work makes all this uncertain, how many wait for a core.
       screened: whether --confirm puts it to the last corpus only if it may be the best.
     """
 
@@ -111,6 +112,7 @@ class Times:
     first: float
     shapes: int
     screened: bool
+    busy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,11 @@ def _times(times: Times) -> Iterator[tuple[str, str]]:
         "the first one",
         f"{_seconds(times.first)} more, to trace and load {times.shapes} programs",
     )
+    if times.busy is not None:
+        yield (
+            "uncertain",
+            f"other work had {times.busy:.1f} processes a core waiting or running",
+        )
 
 
 def _memory(report: Report) -> Iterator[tuple[str, str]]:

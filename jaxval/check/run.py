@@ -11,6 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -44,6 +45,7 @@ def run(
     Raises:
       UserError: the settings or the data are at fault, so that nothing can be looked at.
     """
+    busy = pace.busy()
     prepared = prepare(config, devices, progress)
     bench = prepared.bench
     asked = bench.passage_tower.batch_tokens
@@ -63,7 +65,7 @@ def run(
         bench=bench,
         select_by=prepared.select_by,
         sets=sets,
-        times=_times(bench, found, placing, paces, screened=config.confirm is not None),
+        times=replace(_times(config, bench, found, placing, paces), busy=busy),
         device=device,
         host=host,
         kept=_kept(config),
@@ -138,16 +140,14 @@ def _of_settings(
     ]
 
 
-def _times(
-    bench: Bench, found: Newest, placing: float, paces: Paces, *, screened: bool
-) -> Times:
+def _times(config: Config, bench: Bench, found: Newest, placing: float, paces: Paces) -> Times:
     restored = found.restored
     return Times(
         restore=restored.seconds + placing if restored else None,
         legs=[_leg(bench, round_, paces) for round_ in bench.rounds],
         first=paces.first,
         shapes=len(paces.query.shapes) + len(paces.passage.shapes),
-        screened=screened,
+        screened=config.confirm is not None,
     )
 
 
