@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxval.corpus.tokens import Bucket
+from jaxval.corpus.tokens import Bucket, TokenStore
 from jaxval.errors import NonFiniteError
 from jaxval.records import Bar, Params
 
@@ -151,13 +151,17 @@ class Tower:
             if signature not in self._ahead:
                 self._ahead[signature] = workers.submit(self._compile, params, *signature)
 
+    def compile(self, params: Params, ids: Any, lengths: Any) -> Any:
+        """The jax.stages.Compiled of a batch like this, of arrays or of their shapes."""
+        return self._spread.lower(params, ids, lengths).compile()
+
     def _compile(
         self, params: Params, shape: tuple[int, ...], of_ids: np.dtype, of_lengths: np.dtype
     ) -> Callable[..., Any] | None:
         ids = jax.ShapeDtypeStruct(shape, of_ids)
         lengths = jax.ShapeDtypeStruct(shape[:-1], of_lengths)
         try:
-            compiled: Callable[..., Any] = self._spread.lower(params, ids, lengths).compile()
+            compiled: Callable[..., Any] = self.compile(params, ids, lengths)
         except Exception:  # Whatever it is, it comes again where the batch is run.
             return None
         return compiled

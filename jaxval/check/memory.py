@@ -101,7 +101,7 @@ def _program(tower: Tower, params: Params, *arrays: Any) -> int | None:
     """Bytes on a device beside the parameters; compiled before, it is only looked up."""
     # Not every platform says: JAX gives None, or raises what XLA does.
     with contextlib.suppress(AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
-        found = tower.run.lower(params, *arrays).compile().memory_analysis()  # type: ignore[attr-defined]
+        found = tower.compile(params, *arrays).memory_analysis()
         return int(found.temp_size_in_bytes + found.output_size_in_bytes)
     return None
 

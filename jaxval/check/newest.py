@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from jaxval.checkpoints.commit import committed
-from jaxval.checkpoints.restore import Restored, restore
+from jaxval.checkpoints.restore import Restored
 from jaxval.errors import JaxvalError, VanishedError
 from jaxval.records import Checkpoint
-from jaxval.validate import Bench
+from jaxval.validate import Bench, load
 
 _TRIES = 3
 
@@ -51,7 +51,7 @@ def newest(place: str, bench: Bench, listing: Listing = committed) -> Newest:
 
 def _restored(found: Newest, checkpoint: Checkpoint, bench: Bench) -> Newest:
     try:
-        restored = restore(checkpoint, bench.abstract_params, bench.params_paths, bench.base)
+        restored = load(checkpoint, bench)
     except (JaxvalError, OSError) as error:
         return replace(found, fault=error)
     return replace(found, restored=restored)
