@@ -25,7 +25,7 @@ from jaxval.corpus.sampling import Selection, Strategy
 from jaxval.corpus.tokens import TokenStore
 from jaxval.errors import CheckpointError, DataError, UserError
 from jaxval.measures import lower_is_better
-from jaxval.prepare import prepare
+from jaxval.prepare.bench import prepare
 from jaxval.records import Checkpoint, DatasetFiles, Progress, Text
 from jaxval.subsets import Subset, Trial, attempt, subset
 from jaxval.validate import Bench

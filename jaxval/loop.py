@@ -23,7 +23,7 @@ from jaxval.config import Config
 from jaxval.confirm import Screening
 from jaxval.errors import CheckpointError, MismatchError, UnreadableError
 from jaxval.ledger import Ledger
-from jaxval.prepare import Prepared, prepare
+from jaxval.prepare.bench import Prepared, prepare
 from jaxval.records import (
     SCREENED,
     Checkpoint,

@@ -255,17 +255,19 @@ def main() -> int:
 
 def _dense(config: Config, output_dir: Path) -> Dense:
     """The checkpoint that --dense_step names."""
-    from jaxval import dense, prepare  # they import JAX
+    from jaxval import dense  # these import JAX
+    from jaxval.prepare import bench
+    from jaxval.prepare.encoding import ranking_settings, read_encoding
 
     if config.search.rerank:
         raise UserError("--rerank ranks no corpus: leave it out, dense:depth=N needs all of it")
     checkpoint = dense.pick(config.watching.checkpoint_dir, _DENSE_STEP.value or 0)
-    settings = prepare.ranking(config)
+    settings = ranking_settings(config, read_encoding(config))
 
     def rank(depth: int) -> Candidates:
         with _token_dir(output_dir) as tokens:
             here = replace(config, texts=replace(config.texts, token_dir=tokens))
-            prepared = prepare.prepare(here, _open_devices, progress)
+            prepared = bench.prepare(here, _open_devices, progress)
             return dense.rank(checkpoint, prepared.bench, depth, progress)
 
     identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}

@@ -7,7 +7,7 @@ import pytest
 
 from jaxval.encoders import folder
 from jaxval.errors import EncoderError, MismatchError
-from jaxval.prepare import read_base
+from jaxval.prepare.encoding import read_base
 
 GOLDENS = Path(__file__).parent / "encoders" / "goldens" / "bert"
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxval.config import Config, Model, Search, Texts
 from jaxval.errors import EncoderError
-from jaxval.prepare import prepare
+from jaxval.prepare.bench import prepare
 from jaxval.records import DatasetFiles, ParamsPaths
 
 GOLDENS = Path(__file__).parent / "encoders" / "goldens"

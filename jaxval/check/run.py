@@ -27,7 +27,7 @@ from jaxval.corpus import tokenizer
 from jaxval.corpus.tokens import Recipe
 from jaxval.encoders import folder
 from jaxval.encoders.folder import ModelFolder
-from jaxval.prepare import Prepared, prepare
+from jaxval.prepare.bench import Prepared, prepare
 from jaxval.records import Progress
 from jaxval.validate import Bench, Round, TowerParams, place_towers, within_memory
 

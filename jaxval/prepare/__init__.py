@@ -1,0 +1,1 @@
+"""Config -> Bench: everything is read, checked and tokenized before a device works."""
