@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,11 +117,7 @@ class Ranking:
 def choose(judged: JudgedSet, corpus: TokenStore, size: int = SIZE) -> Sample:
     """Queries from all over the set, and of each its best passage; then passages from all
     over the corpus, until there are `size`."""
-    answers = {
-        number: answer
-        for number, query in enumerate(judged.query_ids)
-        if (answer := _best(judged.qrels[query])) is not None
-    }
+    answers = _answers(judged)
     asked = _spread(np.array(list(answers) or range(judged.queries.count)), size)
     rows = {answers[number] for number in asked.tolist() if number in answers}
     others = _spread(np.arange(corpus.count), 2 * size)
@@ -129,12 +125,22 @@ def choose(judged: JudgedSet, corpus: TokenStore, size: int = SIZE) -> Sample:
     chosen = np.array([*rows, *_spread(others, size - len(rows))], np.int64)
     queries, passages = _part(judged.queries, asked), _part(corpus, chosen)
     ids = tuple(judged.query_ids[row] for row in queries.places)
+    return Sample(queries, passages, ids, _among(passages, judged.qrels, ids))
+
+
+def _answers(judged: JudgedSet) -> dict[int, int]:
+    """Row of a query -> that of its best passage, for those that have one in the corpus."""
+    best = {number: _best(judged.qrels[id_]) for number, id_ in enumerate(judged.query_ids)}
+    return {number: row for number, row in best.items() if row is not None}
+
+
+def _among(passages: Part, qrels: RowQrels, query_ids: Sequence[str]) -> RowQrels:
+    """The judgements of these passages, over the part's rows."""
     at = {str(row): str(place) for place, row in enumerate(passages.places)}
-    qrels = {
-        query: {at[row]: grade for row, grade in judged.qrels[query].items() if row in at}
-        for query in ids
+    return {
+        query: {at[row]: grade for row, grade in qrels[query].items() if row in at}
+        for query in query_ids
     }
-    return Sample(queries, passages, ids, qrels)
 
 
 def rank(
