@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.tokens import TokenStore
 from jaxval.encode import Chunk, matrix
-from jaxval.errors import UserError
 from jaxval.measures import evaluate
 from jaxval.records import Progress
 from jaxval.search import FaissSearcher
-from jaxval.validate import Bench, JudgedSet, Stopwatch, TowerParams, place_towers
+from jaxval.validate import (
+    Bench,
+    JudgedSet,
+    Stopwatch,
+    TowerParams,
+    place_towers,
+    within_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,13 @@ def attempt(
       UserError: the device has too little memory.
     """
     watch = Stopwatch({"restore": restored.seconds})
-    try:
-        with watch("restore"):
-            params = place_towers(restored, bench)
-        return _attempt(label, params, bench, subsets, watch, progress)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device has too little memory: lower --batch_tokens, choose another by"
-            " --devices, or --dtype=bfloat16"
-        ) from error
+    with watch("restore"):
+        params = place_towers(restored, bench)
+
+    def work() -> Trial:
+        return _attempt(label, params, bench, subsets, Stopwatch(watch.seconds), progress)
+
+    return within_memory(bench, work)
 
 
 def _attempt(

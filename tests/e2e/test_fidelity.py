@@ -178,3 +178,18 @@ def test_the_help_has_its_own_flags_and_those_it_shares():
     assert "--strategy" in shown
     assert "--measures" in shown
     assert "--patience" not in shown
+
+
+def test_on_a_device_with_too_little_memory_the_batch_is_halved(place, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, so that one batch could hold all
+    monkeypatch.setenv("JAXVAL_TEST_ROOM", "100")
+    out = place.root / "small"
+    ran = place.start(
+        *("--strategy=random:size=3", "--batch_tokens=512"),
+        **{"output_dir": out, "encoder": "tests.test_oom:encoder"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("the device is out of memory") == 3  # 256, 128, 64; once for all
+    report = json.loads((out / "fidelity.json").read_text())
+    whole = expected(world.PASSAGES)
+    assert report["strategies"][0]["means"]["RR@10"] == pytest.approx(whole)
