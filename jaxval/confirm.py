@@ -9,11 +9,15 @@ out: what has its failure and no row of this sample. Such a failure does not cou
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxval.records import SCREENED, Failure, SelectBy, Validation
+from jaxval.records import SCREENED, Checkpoint, Failure, SelectBy, Validation
 from jaxval.significance import LEVEL
+
+Scores = Mapping[Checkpoint, float]
+
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,7 @@ class Screening:
         the others would have taken, had each been a typical one of the confirmed."""
         sampled = [_seconds(one) for one in validations if one.series == self.sample.series]
         whole = [_seconds(one) for one in validations if one.series == self.whole.series]
-        out = sum(
-            one.reason == SCREENED and one.series == self.whole.series for one in failures
-        )
+        out = sum(map(self._screened_out, failures))
         said = (
             f"confirmed {len(whole)} of {len(whole) + out} checkpoints on {self.whole.dataset}"
         )
@@ -61,6 +63,57 @@ class Screening:
             f"{said}; {out} screened out saved about {saved}, {self.sample.dataset} took"
             f" {_duration(sum(sampled))} in all"
         )
+
+    def estimated(self, validations: Sequence[Validation], failures: Sequence[Failure]) -> str:
+        """One line about what those screened out would have scored on the whole; empty if none
+        was, or fewer than two were confirmed.
+
+        What the sample says too much is much the same from one checkpoint to the next, if it
+        was drawn by a ranking like theirs (benchmarks/fidelity): what it says too much of the
+        nearest confirmed one, by step, is taken off. How far off that would have been for each
+        of the confirmed, by its nearest, is said beside it.
+        """
+        sampled, whole = self._scores(validations)
+        excess = {one: sampled[one] - whole[one] for one in sorted(sampled.keys() & whole)}
+        out = [one.checkpoint for one in failures if self._screened_out(one)]
+        if len(excess) < 2 or not sampled.keys() & out:
+            return ""
+        wrong = [abs(excess[one] - _of_nearest(excess, one)) for one in excess]
+        guessed = {
+            one: sampled[one] - _of_nearest(excess, one) for one in sorted(sampled.keys() & out)
+        }
+        return (
+            f"estimated {self.whole.measure} of these on {self.whole.dataset}:"
+            f" {self._best(guessed)} (the same for those confirmed is off by"
+            f" {statistics.mean(wrong):.4f} in the mean, {max(wrong):.4f} at most)"
+        )
+
+    def _best(self, guessed: Scores) -> str:
+        sign = 1 if self.whole.lower_is_better else -1
+        order = sorted(guessed, key=lambda one: sign * guessed[one])
+        listed = ", ".join(f"step {one.step} {guessed[one]:.4f}" for one in order[:_LISTED])
+        return f"{listed}, …" if len(order) > _LISTED else listed
+
+    def _screened_out(self, failure: Failure) -> bool:
+        return failure.reason == SCREENED and failure.series == self.whole.series
+
+    def _scores(self, validations: Sequence[Validation]) -> tuple[Scores, Scores]:
+        """What each checkpoint scored on the sample, and on the whole."""
+        sampled, whole = (
+            {
+                one.checkpoint: one.measures[by.measure]
+                for one in validations
+                if one.series == by.series
+            }
+            for by in (self.sample, self.whole)
+        )
+        return sampled, whole
+
+
+def _of_nearest(values: Scores, checkpoint: Checkpoint) -> float:
+    """The value of the nearest other one by step, of two the earlier."""
+    others = (one for one in values if one != checkpoint)
+    return values[min(others, key=lambda one: (abs(one.step - checkpoint.step), one))]
 
 
 def _seconds(validation: Validation) -> float:

@@ -513,7 +513,9 @@ def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
 
 def _say_saved(prepared: Prepared, ledger: Ledger) -> None:
     if prepared.screening:
-        print(prepared.screening.saved(ledger.validations(), ledger.failures()))
+        rows = ledger.validations(), ledger.failures()
+        said = prepared.screening.saved(*rows), prepared.screening.estimated(*rows)
+        print(*filter(None, said), sep="\n")
 
 
 def _say_where(config: Config, tally: Tally) -> None:

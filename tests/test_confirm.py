@@ -62,6 +62,23 @@ def screened(step, series="w", reason=SCREENED):
     return Failure(validation(step, 0.0).checkpoint, series, reason, "")
 
 
+def both(step, sampled, whole):
+    return [validation(step, sampled), validation(step, whole, series="w")]
+
+
+def test_what_is_estimated_of_those_screened_out():
+    """What the sample says too much: .1 at step 0, .2 at step 10, .25 at step 40."""
+    rows = [*both(0, 0.5, 0.4), *both(10, 0.6, 0.4), *both(40, 0.7, 0.45)]
+    rows += [validation(step, 0.5) for step in (4, 5, 30)]
+    out = [screened(30), screened(5), screened(4), screened(7), screened(4, "other")]
+    assert BY_RR.estimated(rows, out) == (
+        "estimated RR@10 of these on dev: step 4 0.4000, step 5 0.4000, step 30 0.2500"
+        " (the same for those confirmed is off by 0.0833 in the mean, 0.1000 at most)"
+    )
+    assert BY_RR.estimated(rows, []) == ""
+    assert BY_RR.estimated([*both(0, 0.5, 0.4), validation(4, 0.5)], out) == ""
+
+
 def test_what_it_saved():
     sampled = [validation(step, 0.5, restore=9, passages=2) for step in range(4)]
     whole = [validation(0, 0.5, series="w", restore=9, passages=600, search=60)]

@@ -16,6 +16,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from jaxval.confirm import Screening
 from jaxval.corpus import bm25, readers
 from jaxval.corpus.datasets import load_queries, parse
 from jaxval.ledger import Ledger
-from jaxval.records import SelectBy, Validation
+from jaxval.records import SelectBy, Standing, Validation
+from jaxval.significance import compare
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 3, 10, 30, 100)
@@ -80,7 +83,7 @@ def flags(work: Path, checkpoints: Path, output: Path, part: str = "set") -> lis
     ]
 
 
-def compare(work: Path, runs: list[str]) -> None:
+def hold_against(work: Path, runs: list[str]) -> None:
     start(
         "jaxval.fidelity",
         *flags(work, work / "checkpoints", work / "out"),
@@ -100,30 +103,43 @@ def screen(work: Path, runs: list[str]) -> None:
 
 
 def confirm(work: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """What --confirm=best does: its own rule, on the ledger's rows of the sample. The values on
-    the whole corpus are fidelity's."""
+    """Whom --confirm=best screens out: its own rule, on the app's own values of the sample, in
+    the order of the training and from the newest back. The whole's values are fidelity's."""
     with contextlib.closing(Ledger(work / "screened" / "ledger.sqlite")) as ledger:
         sampled = ledger.validations()
     name = report["measures"][0]
     whole = dict(zip(report["steps"], report["strategies"][0]["means"][name], strict=True))
-    by = (SelectBy("study", sampled[0].series, name), SelectBy("study", "whole", name))
-    best, rows = None, []
-    for each in sampled:
-        out = Screening(*by).verdict(each, best) is not None
-        values = {"whole": whole[each.checkpoint.step], "screened": out}
-        rows.append(_row(each, name) | values)
-        best = each if best is None or by[0].worth(each) > by[0].worth(best) else best
-    return {"strategy": SCREEN_BY, "measure": name, "rows": rows}
-
-
-def _row(sampled: Validation, name: str) -> dict[str, Any]:
-    standing = sampled.standing
+    orders = {"all": sampled, "newest": sampled[::-1]}
     return {
-        "step": sampled.checkpoint.step,
+        "strategy": SCREEN_BY,
+        "measure": name,
+        "rows": [_row(each, name, whole) for each in sampled],
+        "screened": {order: _screened(rows, name) for order, rows in orders.items()},
+    }
+
+
+def _screened(sampled: Sequence[Validation], name: str) -> list[int]:
+    by = SelectBy("study", sampled[0].series, name)
+    rule = Screening(by, replace(by, series="whole"))
+    best, out = None, []
+    for each in sampled:
+        found = compare(each.per_query, best.per_query if best else None)
+        judged = replace(each, standing=Standing(found.intervals, None, found.p_values))
+        if rule.verdict(judged, best):
+            out.append(each.checkpoint.step)
+        best = judged if best is None or by.worth(judged) > by.worth(best) else best
+    return out
+
+
+def _row(sampled: Validation, name: str, whole: dict[int, float]) -> dict[str, Any]:
+    standing, step = sampled.standing, sampled.checkpoint.step
+    return {
+        "step": step,
         "sample": sampled.measures[name],
         "interval": standing and standing.intervals[name],
         "against": standing and standing.against,
         "p_value": standing and standing.p_values.get(name),
+        "whole": whole[step],
         "seconds": sum(sampled.seconds.values()),
     }
 
@@ -167,7 +183,7 @@ def main() -> None:
         write_dense_run(work, args.save_every, dense)
     runs = [f"--run={sparse}", f"--run={dense}"]
     if not (work / "out" / "fidelity.json").exists():
-        compare(work, runs)
+        hold_against(work, runs)
     if not (work / "screened").exists():
         screen(work, runs)
     report = json.loads((work / "out" / "fidelity.json").read_text())

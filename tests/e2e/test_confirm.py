@@ -70,6 +70,7 @@ def test_who_is_surely_worse_on_the_sample_is_not_put_to_the_whole(place, measur
     assert "2 validated, 3 already in the ledger, 0 lost, 0 corrupt" in out
     assert "2 screened out\n" in out
     assert "confirmed 2 of 5 checkpoints on dev; 3 screened out saved about " in out
+    assert f"estimated {measures.partition(',')[0]} of these on dev: step " in out
     assert "screened: on small its " in out
     assert "best on dev: step 1," in out
     assert (place.output / "best" / "best").readlink().name.endswith("_1")
