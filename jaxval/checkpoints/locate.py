@@ -25,6 +25,11 @@ FOUND = ParamsPaths()
 """No path is named: all is found by structure."""
 
 _LISTED = 5
+_FLAGS = {
+    TIED: "--params_path",
+    QUERY: "--query_params_path",
+    PASSAGE: "--passage_params_path",
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,15 @@ def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = FOUND) -> 
       asked: the subtrees that the user names.
 
     Raises:
-      MismatchError: no subtree fits; or several do, and cannot be told apart.
+      MismatchError: no subtree fits; or several do, and cannot be told apart; or one has
+        more layers than the encoder, and is not asked for.
     """
     wanted = flatten(abstract_params)
     shapes = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
     chosen = choose(_fitting(shapes, found), found, asked)
     _require(chosen, shapes, found, asked)
+    if asked == FOUND:
+        _require_all_layers(chosen, found)
     reads = {
         source.path: wanted[path].dtype
         for _, sources in chosen.values()
@@ -180,6 +188,28 @@ def _require(
     for tower, path in named.items():
         if tower not in chosen:
             raise MismatchError(_explain(wanted, found, path))
+
+
+def _require_all_layers(
+    chosen: Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]], found: Shapes
+) -> None:
+    """Raises MismatchError if the encoder is shallower than what was trained."""
+    for prefix, sources in chosen.values():
+        taken = [source.path for source in sources.values()]
+        if layers := stacks.dropped(prefix, taken, found):
+            more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
+            raise MismatchError(
+                f"{', '.join(map(show, layers[:_LISTED]))}{more} would be left out, and layers"
+                " like them are taken: is the encoder too shallow? Correct num_hidden_layers in"
+                f" --model's config.json, or --encoder; or accept it by {_naming(chosen)}"
+            )
+
+
+def _naming(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
+    """The flags that ask for just what was found."""
+    return " and ".join(
+        f"{flag}={show(chosen[tower][0])}" for tower, flag in _FLAGS.items() if tower in chosen
+    )
 
 
 def _explain(wanted: Shapes, found: Shapes, path: str | None) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxval.checkpoints.trees import KeyPath, Shapes, resolve, show
+from jaxval.checkpoints.trees import KeyPath, Shapes, below, resolve, show
 from jaxval.errors import MismatchError
 
 _NUMBERED = re.compile(r"^(?:(.*)_)?(\d+)$")
@@ -80,6 +80,37 @@ def groups(wanted: Shapes) -> list[Group]:
         and all(layer == layers[0] for layer in layers.values())
     ]
     return sorted(found, key=lambda group: len(group.parent))
+
+
+def dropped(prefix: KeyPath, taken: Collection[KeyPath], found: Shapes) -> list[KeyPath]:
+    """The layers below `prefix` that are left out, beside one like them that is taken.
+
+    Args:
+      prefix: of the subtree that was found; what stands beside it is no layer.
+      taken: the leaves that are read of it.
+      found: the checkpoint's shapes.
+    """
+    inside = [(*prefix, *path) for path in below(prefix, found)]
+    used = _inner(prefix, taken)
+    kin: dict[tuple[KeyPath, str | None], list[KeyPath]] = defaultdict(list)
+    for node in used:
+        if match := _NUMBERED.match(node[-1]):
+            kin[node[:-1], match[1]].append(node)
+    alike = [
+        node
+        for node in _inner(prefix, inside) - used
+        if (match := _NUMBERED.match(node[-1]))
+        and any(
+            below(node, found) == below(other, found)
+            for other in kin.get((node[:-1], match[1]), ())
+        )
+    ]
+    return sorted(alike, key=lambda node: (node[:-1], len(node[-1]), node[-1]))
+
+
+def _inner(prefix: KeyPath, paths: Collection[KeyPath]) -> set[KeyPath]:
+    """The nodes and leaves below `prefix` on the way to these."""
+    return {path[:n] for path in paths for n in range(len(prefix) + 1, len(path) + 1)}
 
 
 def unstack(

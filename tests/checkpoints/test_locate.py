@@ -106,6 +106,43 @@ def test_heads_that_the_encoder_lacks_are_left_out_and_said():
     assert set(chosen.reads) == set(under("params"))
 
 
+SHALLOW = {path: shape for path, shape in LAYERED.items() if "2" not in path}
+
+
+def test_layers_that_the_encoder_lacks_are_an_error_unless_their_tree_is_named():
+    found = under("default", "params", wanted=LAYERED)
+    said = refusal(found, SHALLOW)
+    assert "default/params/encoder/layer/2 would be left out, and layers like them" in said
+    assert said.endswith("or accept it by --params_path=default/params")
+    assert "Correct num_hidden_layers in --model's config.json, or --encoder" in said
+    chosen = plan(found, SHALLOW, tree="default/params")
+    assert chosen.remarks == ("left out: default/params/encoder/layer/2",)
+
+
+def test_layers_with_a_stem_and_those_of_one_tower_are_counted_too():
+    def layers(count):
+        return {(f"layers_{n}", "Dense_0", "kernel"): (4, 4) for n in range(count)}
+
+    found = under("query", wanted=layers(2)) | under("passage", wanted=layers(12))
+    said = refusal(found, layers(2))
+    assert said.startswith("passage/layers_2, passage/layers_3, passage/")
+    assert "passage/layers_6 and 5 more would be left out" in said
+    assert said.endswith("--query_params_path=query and --passage_params_path=passage")
+    assert plan(found, layers(2), query="query", passage="passage").untied
+
+
+def test_numbered_heads_that_are_unlike_what_is_taken_are_no_layers():
+    head = {("params", "dense_1", "kernel"): (16, 2), ("params", "dense_1", "bias"): (2,)}
+    wanted = {("dense_0", "kernel"): (16, 16), ("dense_0", "bias"): (16,)}
+    chosen = plan(under("params", wanted=wanted) | head, wanted)
+    assert chosen.remarks == ("left out: params/dense_1",)
+
+
+def test_what_stands_beside_the_found_tree_is_no_layer():
+    others = {("models", "1", "embed", "table"): (8, 16)} | under("models", "mu", "2")
+    assert plan(under("models", "0") | others).found_at == "models/0"
+
+
 def test_a_backbone_is_found_beside_the_head_of_another_task():
     """As FlaxBertForMaskedLM keeps it; an average beside it is said too."""
     heads = {("params", "cls", "bias"): (64,), ("params", "cls", "dense", "kernel"): (16, 16)}
