@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxval.checkpoints.locate import FOUND, Leaves, Plan, place
+from jaxval.checkpoints.locate import FOUND, Leaves, Plan, place, require_asked
 from jaxval.checkpoints.towers import TIED, choose, spread
 from jaxval.checkpoints.trees import KeyPath, Shapes, below, flatten, resolve, show
 from jaxval.errors import CorruptError, MismatchError
@@ -84,6 +84,7 @@ def plan(base: Base, found: Shapes, asked: ParamsPaths = FOUND) -> Plan:
       MismatchError: there are none for the encoder, or several sets of them, or they can
         be read in two ways.
     """
+    require_asked(found, asked)
     wanted = flatten(base.params)
     readings = find({path: leaf.shape for path, leaf in wanted.items()}, found, asked)
     if len(readings) < (2 if asked.query else 1):

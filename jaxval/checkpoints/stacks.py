@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxval.checkpoints.towers import moments
 from jaxval.checkpoints.trees import KeyPath, Shapes, below, resolve, show
 from jaxval.errors import MismatchError
 
@@ -114,7 +115,12 @@ def _inner(prefix: KeyPath, paths: Collection[KeyPath]) -> set[KeyPath]:
 
 
 def unstack(
-    group: Group, prefix: KeyPath, found: Shapes, children: Mapping[KeyPath, Sequence[str]]
+    group: Group,
+    prefix: KeyPath,
+    found: Shapes,
+    children: Mapping[KeyPath, Sequence[str]],
+    *,
+    wrapped: bool = False,
 ) -> dict[KeyPath, Source]:
     """Where a group's leaves stand if they are stacked below `prefix`; empty if they are not.
 
@@ -123,21 +129,26 @@ def unstack(
       prefix: under which that tree is sought.
       found: the checkpoint's shapes.
       children: the names below each node of the checkpoint.
+      wrapped: whether one more name stands between the stack and a layer's own, as where
+        nn.scan was given a module that holds the layer.
 
     Raises:
       MismatchError: two arrays, or two axes, would do.
     """
+    heads = list(_heads(group, prefix, children))
+    if wrapped:
+        heads = [(*head, name) for head in heads for name in children.get(head, ())]
     fits = [
         (head, axis)
-        for head in _heads(group, prefix, children)
+        for head in dict.fromkeys(heads)
         for axis in _AXES
-        if _fits(group, head, axis, found)
+        if not moments(head) and _fits(group, head, axis, found)
     ]
     if len(fits) > 1:
         listed = ", ".join(f"{show(head)} along axis {axis}" for head, axis in fits)
         raise MismatchError(
             f"the {group.count} layers of {show(group.parent)} may be stacked in {listed}:"
-            " which of them cannot be told; save them one by one"
+            " which of them cannot be told; give the scanned module itself as --encoder"
         )
     return {
         path: Source(resolve((*head, *rest), found), layer, axis)
@@ -145,6 +156,20 @@ def unstack(
         for layer in range(group.count)
         for rest, path in group.paths(layer).items()
     }
+
+
+def near(wanted: Shapes, there: Shapes) -> bool:
+    """Whether an array has all layers of one that is wanted, wherever it stands."""
+    by_name = defaultdict(set)
+    for path, shape in there.items():
+        by_name[path[-1]].add(shape)
+    return any(
+        rest and (*shape[:axis], group.count, *shape[axis:]) in by_name[rest[-1]]
+        for group in groups(wanted)
+        for rest, shape in group.leaves.items()
+        for axis in _AXES
+        if len(shape) >= axis
+    )
 
 
 def _heads(
