@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -291,7 +292,16 @@ def read_base(name: str, abstract_params: Params) -> Restored:
     """
     if (checkpoint := restore.standing(name)) is not None:
         return restore.read(checkpoint, abstract_params)
-    weights, _ = folder.load_weights(folder.read(name, weights=True))
+    try:
+        described = folder.read(name, weights=True)
+    except EncoderError as error:
+        if any((Path(name).expanduser() / file).exists() for file in folder.DESCRIPTIONS):
+            raise
+        raise EncoderError(
+            "there is neither an Orbax checkpoint (one step's directory) nor a model folder"
+            " (config.json beside its weights): name one of them"
+        ) from error
+    weights, _ = folder.load_weights(described)
     return restore.fitted(weights, abstract_params)
 
 
