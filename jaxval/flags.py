@@ -175,14 +175,16 @@ _QUERY_PREFIX = flags.DEFINE_string(
 _PASSAGE_MAX_LEN = flags.DEFINE_integer(
     "passage_max_len",
     None,
-    "Tokens of a passage at most, special ones included. None: what --model says, else 256.",
+    "Tokens of a passage at most, special ones included. None: what --model says, else 256,"
+    " within the model's limit.",
     lower_bound=3,
     upper_bound=32_768,
 )
 _QUERY_MAX_LEN = flags.DEFINE_integer(
     "query_max_len",
     None,
-    "Tokens of a query at most, special ones included. None: what --model says, else 64.",
+    "Tokens of a query at most, special ones included. None: what --model says, else 64,"
+    " within the model's limit.",
     lower_bound=3,
     upper_bound=32_768,
 )

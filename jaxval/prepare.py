@@ -75,6 +75,11 @@ class _Traits:
     passage_prefix: str | None = None
     query_prefix: str | None = None
 
+    def length(self, flag: int | None, otherwise: int) -> int:
+        """Tokens of a text: what the flag says; else what is usual, within the limit."""
+        usual = self.usual or otherwise
+        return flag or (usual if self.limit is None else min(usual, self.limit.tokens))
+
     def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
         """Raises EncoderError unless these tokens are within it."""
         for flag, length in {"passage": passage_len, "query": query_len}.items():
@@ -221,8 +226,8 @@ def _encoding(config: Config) -> _Encoding:
     texts, model = config.texts, config.model
     readers.check_template(texts.passage_template)
     build, identity, traits = _encoder(model)
-    passage_len = texts.passage_max_len or traits.usual or _PASSAGE_LEN
-    query_len = texts.query_max_len or traits.usual or _QUERY_LEN
+    passage_len = traits.length(texts.passage_max_len, _PASSAGE_LEN)
+    query_len = traits.length(texts.query_max_len, _QUERY_LEN)
     passage_prefix = _prefix("passage", texts.passage_prefix, traits.passage_prefix)
     query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
