@@ -25,7 +25,8 @@ _POLL_INTERVAL = flags.DEFINE_float(
 _IDLE_TIMEOUT = flags.DEFINE_float(
     "idle_timeout",
     None,
-    "End, with status 0, after so many seconds without a new checkpoint. None waits for ever."
+    "End, with status 0, after so many seconds without a new checkpoint; with status 2 if the"
+    " directory of checkpoints never came to be. None waits for ever."
     " A file `train_complete` in the checkpoint directory ends the run too, once all is"
     " validated.",
     lower_bound=0.0,
