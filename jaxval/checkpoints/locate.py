@@ -70,8 +70,7 @@ def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = FOUND) -> 
         _fitting(shapes, found, wrapped=True), found, asked
     )
     _require(chosen, shapes, found, asked)
-    if asked == FOUND:
-        _require_all_layers(chosen, found)
+    shallow = _shallow(chosen, found, asked)
     reads = {
         source.path: wanted[path].dtype
         for _, sources in chosen.values()
@@ -86,7 +85,7 @@ def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = FOUND) -> 
             }
         )
 
-    remarks = (*_unstacked(chosen), *_left_out(chosen, found))
+    remarks = (*shallow, *_unstacked(chosen), *_left_out(chosen, found))
     return Plan(reads, build, place(chosen), TIED not in chosen, remarks)
 
 
@@ -211,19 +210,30 @@ def _require(
             raise MismatchError(_explain(wanted, found, path))
 
 
-def _require_all_layers(
-    chosen: Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]], found: Shapes
-) -> None:
-    """Raises MismatchError if the encoder is shallower than what was trained."""
-    for prefix, sources in chosen.values():
-        taken = [source.path for source in sources.values()]
-        if layers := stacks.dropped(prefix, taken, found):
-            more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
-            raise MismatchError(
-                f"{', '.join(map(show, layers[:_LISTED]))}{more} would be left out, and layers"
-                " like them are taken: is the encoder too shallow? Correct num_hidden_layers in"
-                f" --model's config.json, or --encoder; or accept it by {_naming(chosen)}"
-            )
+def _shallow(
+    chosen: Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]],
+    found: Shapes,
+    asked: ParamsPaths,
+) -> list[str]:
+    """Names the layers that are left out beside others like them.
+
+    Raises:
+      MismatchError: there are some, and no path was named.
+    """
+    layers = [
+        show(layer)
+        for prefix, sources in chosen.values()
+        for layer in stacks.dropped(prefix, [one.path for one in sources.values()], found)
+    ]
+    more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
+    listed = ", ".join(layers[:_LISTED]) + more
+    if layers and asked == FOUND:
+        raise MismatchError(
+            f"{listed} would be left out, and layers like them are taken: is the encoder too"
+            " shallow? Correct num_hidden_layers in --model's config.json, or --encoder; or"
+            f" accept it by {_naming(chosen)}"
+        )
+    return [f"the encoder lacks layers like those it takes: {listed}"] if layers else []
 
 
 def _naming(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:

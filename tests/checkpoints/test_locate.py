@@ -120,7 +120,10 @@ def test_layers_that_the_encoder_lacks_are_an_error_unless_their_tree_is_named()
     assert said.endswith("or accept it by --params_path=default/params")
     assert "Correct num_hidden_layers in --model's config.json, or --encoder" in said
     chosen = plan(found, SHALLOW, tree="default/params")
-    assert chosen.remarks == ("left out: default/params/encoder/layer/2",)
+    assert chosen.remarks == (
+        "the encoder lacks layers like those it takes: default/params/encoder/layer/2",
+        "left out: default/params/encoder/layer/2",
+    )
 
 
 def test_layers_with_a_stem_and_those_of_one_tower_are_counted_too():
