@@ -271,8 +271,8 @@ class _Collector:
         if not np.isfinite(vectors).all():
             raise NonFiniteError(
                 "the encoder made vectors with NaN or infinity in them, of finite parameters:"
-                " do the tokenizer's ids go beyond its embeddings, or do its positions end"
-                " before --passage_max_len?"
+                " do the tokenizer's ids go beyond its embeddings, do its positions end before"
+                " --passage_max_len, or is it the encoder's own code?"
             )
         self._vectors.append(vectors)
         self._rows.append(self._store.rows[batch.start : batch.start + batch.count])

@@ -32,7 +32,8 @@ _POLL_INTERVAL = flags.DEFINE_float(
 _IDLE_TIMEOUT = flags.DEFINE_float(
     "idle_timeout",
     None,
-    "End, with status 0, after so many seconds without a new checkpoint. None waits for ever."
+    "End, with status 0, after so many seconds without a new checkpoint; with status 2 if the"
+    " directory of checkpoints never came to be. None waits for ever."
     " A file `train_complete` in the checkpoint directory ends the run too, once all is"
     " validated.",
     lower_bound=0.0,
@@ -182,14 +183,16 @@ _QUERY_PREFIX = flags.DEFINE_string(
 _PASSAGE_MAX_LEN = flags.DEFINE_integer(
     "passage_max_len",
     None,
-    "Tokens of a passage at most, special ones included. None: what --model says, else 256.",
+    "Tokens of a passage at most, special ones included. None: what --model says, else 256,"
+    " within the model's limit.",
     lower_bound=3,
     upper_bound=32_768,
 )
 _QUERY_MAX_LEN = flags.DEFINE_integer(
     "query_max_len",
     None,
-    "Tokens of a query at most, special ones included. None: what --model says, else 64.",
+    "Tokens of a query at most, special ones included. None: what --model says, else 64,"
+    " within the model's limit.",
     lower_bound=3,
     upper_bound=32_768,
 )

@@ -17,11 +17,12 @@ from etils import epath
 
 from jaxval.checkpoints.ahead import Ahead
 from jaxval.checkpoints.best import BestCheckpoints, export_name
+from jaxval.checkpoints.commit import one_below
 from jaxval.checkpoints.gaps import unseen
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
 from jaxval.confirm import Screening
-from jaxval.errors import CheckpointError, MismatchError, UnreadableError
+from jaxval.errors import CheckpointError, MismatchError, UnreadableError, UserError
 from jaxval.ledger import Ledger
 from jaxval.prepare.bench import Prepared, prepare
 from jaxval.records import (
@@ -44,6 +45,7 @@ from jaxval.validate import Bench, Outcome, compiling_ahead, load, validate
 _LOG = logging.getLogger(__name__)
 _ROOM = 8 * 2**20  # bytes that must be free before anything is written
 _ROOM_PAUSE = 5.0
+_LAG = 10.0  # seconds behind the trainer that are worth a word
 
 
 class Source(Protocol):
@@ -126,14 +128,19 @@ def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Devic
     with contextlib.closing(ledger):
         _open_series(config, source, prepared, ledger)
         session = Session(config, source, prepared, ledger, _trackers(config, prepared))
+        refused = False
         try:
             with compiling_ahead(prepared.bench):
                 session.begin()
                 session.consume()
+        except UserError:
+            refused = True
+            raise
         finally:
             session.end()
-            _say_saved(prepared, ledger)
-            _say_where(config, session.tally)
+            if session.tally.validated or not refused:
+                _say_saved(prepared, ledger)
+                _say_where(config, session.tally)
     return 1 if session.tally.corrupt or session.tally.unreadable else 0
 
 
@@ -169,6 +176,7 @@ class Session:
         self._known_steps: set[int] = set()
         self._misfits: list[tuple[Checkpoint, MismatchError]] = []
         self._fitted = False
+        self._seen = False
         self._said: tuple[str, tuple[str, ...]] = "", ()
 
     def begin(self) -> None:
@@ -183,6 +191,7 @@ class Session:
         self._known_steps = {one.checkpoint.step for one in rows if one.series in series}
         if not self._known_steps:
             self._known_steps = {one.step for one in self._source.left_behind[:1]}
+        self._seen = bool(rows or self._source.left_behind)
         for tracker in self._trackers:
             tracker.begin(past, failures)
         self._prune()
@@ -196,6 +205,7 @@ class Session:
 
         Raises:
           MismatchError: not one of them fits the encoder.
+          UserError: the directory never came to be.
         """
         watching = self._config.watching
         patience = math.inf if watching.idle_timeout is None else watching.idle_timeout
@@ -203,15 +213,36 @@ class Session:
         while self.tally.validated != watching.max_validations:
             checkpoint = self._source.next(watching.poll_interval)
             if checkpoint is not None:
+                self._seen = True
                 self._note_gap()
                 self._take(checkpoint)
                 self._stop_if_none_fits()
                 busy = self._clock()
             elif self._source.finished:
-                return _LOG.info("the training is complete")
+                _LOG.info("the training is complete")
+                return self._check_place()
             elif self._clock() - busy >= patience:
-                return _LOG.info("no checkpoint for %.0f s", watching.idle_timeout)
+                _LOG.info("no checkpoint for %.0f s", watching.idle_timeout)
+                return self._check_place()
         return None
+
+    def _check_place(self) -> None:
+        """Where nothing was ever seen, the wrong directory may have been watched.
+
+        Raises:
+          UserError: there is no such directory.
+        """
+        root = self._config.watching.checkpoint_dir
+        if self._seen:
+            return
+        if not epath.Path(root).exists():
+            raise UserError(
+                f"--checkpoint_dir={root} is still not there: name the directory that the"
+                " trainer saves in, or wait longer with --idle_timeout"
+            )
+        below = one_below(root)
+        hint = f"did you mean {below}?" if below else "is it where the trainer saves?"
+        _LOG.warning("no checkpoint was ever seen in %s: %s", root, hint)
 
     def end(self) -> None:
         """Leaves everything whole, however the run ends."""
@@ -403,7 +434,7 @@ class Session:
 
     def _say_lag(self, seconds: float) -> None:
         waiting = self._source.waiting()
-        if len(waiting) > 1:
+        if len(waiting) > 1 and seconds * len(waiting) >= _LAG:
             _LOG.info(
                 "%d checkpoints wait; at %.0f s each, the last of them is %.0f s away%s",
                 len(waiting),

@@ -1,5 +1,7 @@
+import shutil
 from pathlib import Path
 
+import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,12 +29,28 @@ def test_a_base_may_be_a_model_folder_or_what_was_converted_from_it(abstract, tm
         jax.tree.map(np.testing.assert_array_equal, base.params, expected)
 
 
+def test_a_base_may_be_what_a_flax_model_saved(abstract, tmp_path):
+    weights, _ = folder.load_weights(folder.read(str(GOLDENS), weights=True))
+    shutil.copytree(GOLDENS, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    del weights["projection"]  # it has a folder of its own
+    content = flax.serialization.msgpack_serialize(
+        {"bert": weights, "cls": {"bias": np.ones(2)}}
+    )
+    (tmp_path / "flax_model.msgpack").write_bytes(content)
+    base, expected = (read_base(str(place), abstract) for place in (tmp_path, GOLDENS))
+    jax.tree.map(np.testing.assert_array_equal, base.params, expected.params)
+
+
 def test_a_base_that_is_another_models_or_none_says_so(abstract, tmp_path):
     other = {**abstract, "embeddings": jax.tree.map(_longer, abstract["embeddings"])}
     with pytest.raises(MismatchError, match=r"position_embeddings/embedding is \[40, 32\]"):
         read_base(str(GOLDENS), other)
-    with pytest.raises(EncoderError, match="config.json"):
-        read_base(str(tmp_path), abstract)
+    for place in (tmp_path, tmp_path / "nosuch"):
+        with pytest.raises(
+            EncoderError, match="neither an Orbax checkpoint .* nor a model fol"
+        ):
+            read_base(str(place), abstract)
 
 
 def _longer(leaf):

@@ -78,3 +78,11 @@ def test_a_folder_without_prompts_has_empty_prefixes(config, silent, model):
 def test_texts_that_the_model_does_not_take(config, silent):
     with pytest.raises(EncoderError, match="query_max_len=41: the model has 40 positions; set"):
         prefixes(changed(config, query_max_len=41), silent)
+
+
+def test_a_length_that_no_flag_sets_is_within_the_models_limit(config, silent):
+    config = changed(config, query_max_len=None, passage_max_len=None)
+    prepared = prepare(config, lambda: jax.devices()[:1], silent)
+    (settings,) = prepared.settings.values()
+    lengths = settings["query texts"]["max_len"], settings["passages"]["max_len"]
+    assert lengths == (40, 40)  # usually 64 and 256

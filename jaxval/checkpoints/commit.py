@@ -35,6 +35,15 @@ def committed(root: epath.PathLike) -> list[Checkpoint]:
     return sorted(found for child in children if (found := read_commit(child)) is not None)
 
 
+def one_below(root: epath.PathLike) -> epath.Path | None:
+    """The first folder in `root` that holds committed checkpoints, if any does."""
+    try:
+        children = sorted(child for child in epath.Path(root).iterdir() if child.is_dir())
+        return next((child for child in children if committed(child)), None)
+    except OSError:
+        return None
+
+
 def read_commit(path: epath.Path) -> Checkpoint | None:
     """The checkpoint at `path`, or None if it is not (or not yet, or no longer) one."""
     match = _STEP.match(path.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ FOUND = ParamsPaths()
 """No path is named: all is found by structure."""
 
 _LISTED = 5
+_FLAGS = {
+    TIED: "--params_path",
+    QUERY: "--query_params_path",
+    PASSAGE: "--passage_params_path",
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,17 @@ def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = FOUND) -> 
       asked: the subtrees that the user names.
 
     Raises:
-      MismatchError: no subtree fits; or several do, and cannot be told apart.
+      MismatchError: no subtree fits; or several do, and cannot be told apart; or one has
+        more layers than the encoder, and is not asked for.
     """
     wanted = flatten(abstract_params)
     shapes = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
-    chosen = choose(_fitting(shapes, found), found, asked)
+    require_asked(found, asked)
+    chosen = choose(_fitting(shapes, found), found, asked) or choose(
+        _fitting(shapes, found, wrapped=True), found, asked
+    )
     _require(chosen, shapes, found, asked)
+    shallow = _shallow(chosen, found, asked)
     reads = {
         source.path: wanted[path].dtype
         for _, sources in chosen.values()
@@ -75,7 +85,7 @@ def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = FOUND) -> 
             }
         )
 
-    remarks = (*_unstacked(chosen), *_left_out(chosen, found))
+    remarks = (*shallow, *_unstacked(chosen), *_left_out(chosen, found))
     return Plan(reads, build, place(chosen), TIED not in chosen, remarks)
 
 
@@ -87,7 +97,7 @@ def place(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
 
 
 def _fitting(
-    wanted: Shapes, found: Shapes
+    wanted: Shapes, found: Shapes, *, wrapped: bool = False
 ) -> Callable[[KeyPath], dict[KeyPath, Source] | None]:
     """What tells of each node where the wanted leaves stand below it, or that they do not."""
     groups = stacks.groups(wanted)
@@ -113,7 +123,7 @@ def _fitting(
         }
         for group in groups:
             if not sources.keys() >= set(group.paths(0).values()):
-                sources |= stacks.unstack(group, prefix, found, children)
+                sources |= stacks.unstack(group, prefix, found, children, wrapped=wrapped)
         return sources if wanted.keys() <= sources.keys() else None
 
     return fit
@@ -168,6 +178,24 @@ def _left_out(
     return [f"left out: {', '.join(names[:_LISTED])}{more}"] if names else []
 
 
+def require_asked(found: Shapes, asked: ParamsPaths) -> None:
+    """Raises MismatchError if a subtree that is named is not in the checkpoint."""
+    there = {path[:length] for path in found for length in range(len(path))} | {()}
+    named = {TIED: asked.tree, QUERY: asked.query, PASSAGE: asked.passage}
+    for tower, path in named.items():
+        if path is not None and parse(path) not in there:
+            raise MismatchError(f"{_FLAGS[tower]}={path} is not in it; {_alike(path, there)}")
+
+
+def _alike(path: str, there: Collection[KeyPath]) -> str:
+    """The node that is spelled most like a path, rather one as deep as it."""
+    depth = len(parse(path))
+    for names in ([show(n) for n in there if len(n) == depth], map(show, there)):
+        if near := difflib.get_close_matches(path, names, n=1):
+            return f"nearest: {near[0]}"
+    return f"at its root: {', '.join(sorted(show(node) for node in there if len(node) == 1))}"
+
+
 def _require(
     chosen: Mapping[str, Any], wanted: Shapes, found: Shapes, asked: ParamsPaths
 ) -> None:
@@ -182,6 +210,39 @@ def _require(
             raise MismatchError(_explain(wanted, found, path))
 
 
+def _shallow(
+    chosen: Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]],
+    found: Shapes,
+    asked: ParamsPaths,
+) -> list[str]:
+    """Names the layers that are left out beside others like them.
+
+    Raises:
+      MismatchError: there are some, and no path was named.
+    """
+    layers = [
+        show(layer)
+        for prefix, sources in chosen.values()
+        for layer in stacks.dropped(prefix, [one.path for one in sources.values()], found)
+    ]
+    more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
+    listed = ", ".join(layers[:_LISTED]) + more
+    if layers and asked == FOUND:
+        raise MismatchError(
+            f"{listed} would be left out, and layers like them are taken: is the encoder too"
+            " shallow? Correct num_hidden_layers in --model's config.json, or --encoder; or"
+            f" accept it by {_naming(chosen)}"
+        )
+    return [f"the encoder lacks layers like those it takes: {listed}"] if layers else []
+
+
+def _naming(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
+    """The flags that ask for just what was found."""
+    return " and ".join(
+        f"{flag}={show(chosen[tower][0])}" for tower, flag in _FLAGS.items() if tower in chosen
+    )
+
+
 def _explain(wanted: Shapes, found: Shapes, path: str | None) -> str:
     """Names what is missing from the subtree that comes nearest, and what it has instead."""
     prefix = _nearest(wanted, found) if path is None else parse(path)
@@ -189,10 +250,13 @@ def _explain(wanted: Shapes, found: Shapes, path: str | None) -> str:
     misfits = [p for p, shape in wanted.items() if there.get(resolve(p, there)) != shape]
     faults = "; ".join(_fault(path, wanted[path], there) for path in misfits[:3])
     more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+    scanned = stacks.near({p: wanted[p] for p in misfits}, there)
     return (
         f"the encoder's parameters are not there: {len(misfits)} of {len(wanted)} leaves do not"
         f" fit under {show(prefix)}: {faults}{more}."
-        " Check --model or --encoder, or name the subtree with --params_path"
+        f" Check --model or --encoder, or name the subtree with --params_path"
+        + ", or give the scanned module itself as --encoder"
+        * scanned
     )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxval.checkpoints.trees import KeyPath, Shapes, resolve, show
+from jaxval.checkpoints.towers import moments
+from jaxval.checkpoints.trees import KeyPath, Shapes, below, resolve, show
 from jaxval.errors import MismatchError
 
 _NUMBERED = re.compile(r"^(?:(.*)_)?(\d+)$")
@@ -82,8 +83,44 @@ def groups(wanted: Shapes) -> list[Group]:
     return sorted(found, key=lambda group: len(group.parent))
 
 
+def dropped(prefix: KeyPath, taken: Collection[KeyPath], found: Shapes) -> list[KeyPath]:
+    """The layers below `prefix` that are left out, beside one like them that is taken.
+
+    Args:
+      prefix: of the subtree that was found; what stands beside it is no layer.
+      taken: the leaves that are read of it.
+      found: the checkpoint's shapes.
+    """
+    inside = [(*prefix, *path) for path in below(prefix, found)]
+    used = _inner(prefix, taken)
+    kin: dict[tuple[KeyPath, str | None], list[KeyPath]] = defaultdict(list)
+    for node in used:
+        if match := _NUMBERED.match(node[-1]):
+            kin[node[:-1], match[1]].append(node)
+    alike = [
+        node
+        for node in _inner(prefix, inside) - used
+        if (match := _NUMBERED.match(node[-1]))
+        and any(
+            below(node, found) == below(other, found)
+            for other in kin.get((node[:-1], match[1]), ())
+        )
+    ]
+    return sorted(alike, key=lambda node: (node[:-1], len(node[-1]), node[-1]))
+
+
+def _inner(prefix: KeyPath, paths: Collection[KeyPath]) -> set[KeyPath]:
+    """The nodes and leaves below `prefix` on the way to these."""
+    return {path[:n] for path in paths for n in range(len(prefix) + 1, len(path) + 1)}
+
+
 def unstack(
-    group: Group, prefix: KeyPath, found: Shapes, children: Mapping[KeyPath, Sequence[str]]
+    group: Group,
+    prefix: KeyPath,
+    found: Shapes,
+    children: Mapping[KeyPath, Sequence[str]],
+    *,
+    wrapped: bool = False,
 ) -> dict[KeyPath, Source]:
     """Where a group's leaves stand if they are stacked below `prefix`; empty if they are not.
 
@@ -92,21 +129,26 @@ def unstack(
       prefix: under which that tree is sought.
       found: the checkpoint's shapes.
       children: the names below each node of the checkpoint.
+      wrapped: whether one more name stands between the stack and a layer's own, as where
+        nn.scan was given a module that holds the layer.
 
     Raises:
       MismatchError: two arrays, or two axes, would do.
     """
+    heads = list(_heads(group, prefix, children))
+    if wrapped:
+        heads = [(*head, name) for head in heads for name in children.get(head, ())]
     fits = [
         (head, axis)
-        for head in _heads(group, prefix, children)
+        for head in dict.fromkeys(heads)
         for axis in _AXES
-        if _fits(group, head, axis, found)
+        if not moments(head) and _fits(group, head, axis, found)
     ]
     if len(fits) > 1:
         listed = ", ".join(f"{show(head)} along axis {axis}" for head, axis in fits)
         raise MismatchError(
             f"the {group.count} layers of {show(group.parent)} may be stacked in {listed}:"
-            " which of them cannot be told; save them one by one"
+            " which of them cannot be told; give the scanned module itself as --encoder"
         )
     return {
         path: Source(resolve((*head, *rest), found), layer, axis)
@@ -114,6 +156,20 @@ def unstack(
         for layer in range(group.count)
         for rest, path in group.paths(layer).items()
     }
+
+
+def near(wanted: Shapes, there: Shapes) -> bool:
+    """Whether an array has all layers of one that is wanted, wherever it stands."""
+    by_name = defaultdict(set)
+    for path, shape in there.items():
+        by_name[path[-1]].add(shape)
+    return any(
+        rest and (*shape[:axis], group.count, *shape[axis:]) in by_name[rest[-1]]
+        for group in groups(wanted)
+        for rest, shape in group.leaves.items()
+        for axis in _AXES
+        if len(shape) >= axis
+    )
 
 
 def _heads(

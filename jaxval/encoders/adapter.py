@@ -40,6 +40,13 @@ _NOT_THE_USERS = (
 """How the paths of frames begin that are Python's, a library's or jaxval's."""
 _SHOWN = 5
 
+_COLLECTION_ERRORS = (
+    "ScopeCollectionNotFound",
+    "ScopeVariableNotFoundError",
+    "ModifyScopeVariableError",
+)
+"""What flax raises where a collection is not passed, or passed to be read alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class FunctionEncoder:
@@ -82,7 +89,15 @@ def from_linen(
       query_method: the method that encodes queries; None is `__call__`.
       passage_method: the same for passages. With one method for both the towers are
         tied; with two, the tree is the union of what each of them touches.
+
+    Raises:
+      EncoderError: it is a class, no module.
     """
+    if isinstance(module, type):
+        name = module.__name__
+        raise EncoderError(
+            f"from_linen was given the class {name}: call it: from_linen({name}())"
+        )
 
     def through(method: str | Callable[..., jax.Array] | None) -> Encode:
         return lambda params, ids, mask: module.apply(
@@ -135,6 +150,8 @@ def load_factory(spec: str) -> Encoder:
     factory = _attribute(spec, _import(spec, name), attribute)
     try:
         encoder = factory()
+    except EncoderError as error:  # from_linen's, which says all
+        raise EncoderError(f"--encoder={spec}: {error}") from error
     except Exception as error:
         raise _blamed(
             f"--encoder={spec}: {attribute}() raised {_brief(error)}; "
@@ -157,7 +174,7 @@ def check(encoder: Encoder, name: str) -> None:
     try:
         params = encoder.abstract_params()
     except Exception as error:
-        message = f"{name}: its parameters' shapes raised {_brief(error)}"
+        message = f"{name}: its parameters' shapes raised {_advised(error)}"
         raise _blamed(message, error) from error
     queries = _traced(encoder.encode_queries, params, f"{name}: encoding queries")
     passages = _traced(encoder.encode_passages, params, f"{name}: encoding passages")
@@ -174,7 +191,7 @@ def _traced(encode: Encode, params: Params, what: str) -> int:
     try:
         result = jax.eval_shape(encode, params, ids, mask)
     except Exception as error:
-        raise _blamed(f"{what} raised {_brief(error)}", error) from error
+        raise _blamed(f"{what} raised {_advised(error)}", error) from error
     shape = getattr(result, "shape", None)
     if shape is None:
         raise EncoderError(f"{what} gives a {type(result).__name__}, wanted one array")
@@ -224,11 +241,10 @@ def _import(spec: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise _blamed(
-            f"--encoder={spec}: importing {name} raised {_brief(error)}; install it, or "
-            f"start in the directory that holds it (now {here})",
-            error,
-        ) from error
+        missing = f"; install it, or start in the directory that holds it (now {here})"
+        remedy = missing if isinstance(error, ImportError) else ""
+        message = f"--encoder={spec}: importing {name} raised {_brief(error)}{remedy}"
+        raise _blamed(message, error) from error
 
 
 def _attribute(spec: str, module: Any, attribute: str) -> Callable[[], Any]:
@@ -257,6 +273,23 @@ def _checked(spec: str, encoder: Any) -> Encoder:
             "jaxval.encoders.adapter.from_linen, or functions in FunctionEncoder"
         )
     return encoder  # type: ignore[no-any-return]
+
+
+def _advised(error: Exception) -> str:
+    """What an error of the user's module says, and the remedy where from_linen's limits are
+    the cause."""
+    brief, remedy = _brief(error), ""
+    if isinstance(error, TypeError) and "required positional argument" in brief:
+        remedy = (
+            "; from_linen passes ids and mask alone: set the others (train, deterministic) when"
+            " the module is made, or wrap it in FunctionEncoder"
+        )
+    elif type(error).__name__ in _COLLECTION_ERRORS:
+        remedy = (
+            "; from_linen passes the collection `params` alone: modules that keep others (the"
+            " batch_stats of BatchNorm) are not supported"
+        )
+    return brief + remedy
 
 
 def _brief(error: Exception) -> str:

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from jaxval.encoders import bert, decoder, distilbert, mpnet, roberta, t5
 from jaxval.encoders.adapter import from_linen
 from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.text_encoder import ACTIVATIONS, Projection, TextEncoder
-from jaxval.encoders.torch_names import from_torch
+from jaxval.encoders.torch_names import from_flax, from_torch, is_flax
 from jaxval.errors import EncoderError
 from jaxval.records import Encoder, Params
 
@@ -62,6 +64,11 @@ FAMILIES = {
     "qwen3": _DECODER,
 }
 """`model_type` of config.json -> Family."""
+
+DESCRIPTIONS = ("config.json", "modules.json")
+"""By one of these a folder is a model's."""
+
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
 DTYPES = ("float32", "bfloat16")
 
@@ -316,18 +323,19 @@ def build(
 
 
 def load_weights(folder: ModelFolder) -> tuple[Params, list[str]]:
-    """A folder's safetensors as the tree of `build(folder)`.
+    """A folder's safetensors, or Flax's msgpack, as the tree of `build(folder)`.
 
     Returns:
       Nested dictionaries of arrays, float32 where the file has any floating type, and
       the names that the encoder has no use for (pooler, heads).
 
     Raises:
-      EncoderError: there are no safetensors, or they do not fit config.json.
+      EncoderError: there are no weights, or they do not fit config.json.
     """
-    family, state = FAMILIES[folder.family], _safetensors(folder.path)
+    family, state = FAMILIES[folder.family], _weights(folder.path)
     backbone = family.backbone(folder.config, jnp.dtype("float32"), plain)
-    params, ignored = from_torch(state, backbone, family.words)
+    renamed = from_flax if is_flax(state, family.words) else from_torch
+    params, ignored = renamed(state, backbone, family.words)
     if folder.projection_path and folder.projection:
         state = _safetensors(folder.projection_path)
         params["projection"] = _projection_weights(state, folder.projection_path)
@@ -343,6 +351,27 @@ def _projection_weights(state: Mapping[str, np.ndarray], folder: Path) -> Params
     kernel = {"kernel": np.ascontiguousarray(state["linear.weight"].T)}
     bias = {"bias": state["linear.bias"]} if "linear.bias" in state else {}
     return kernel | bias
+
+
+def _weights(folder: Path) -> dict[str, np.ndarray]:
+    """A model's arrays by name, the parts of it joined by dots."""
+    msgpack = folder / "flax_model.msgpack"
+    if not any((folder / name).exists() for name in _SAFETENSORS) and msgpack.exists():
+        return _msgpack(msgpack)
+    return {name.replace("/", "."): leaf for name, leaf in _safetensors(folder).items()}
+
+
+def _msgpack(path: Path) -> dict[str, np.ndarray]:
+    """What save_pretrained of transformers 4's Flax models writes."""
+    try:
+        tree = flax.serialization.msgpack_restore(path.read_bytes())
+        state = traverse_util.flatten_dict(tree, sep=".")
+    except Exception as error:  # msgpack, NumPy and flax have each their own
+        raise EncoderError(
+            f"{path}: cannot be read as msgpack ({type(error).__name__}: {error}); "
+            "save the model again with save_pretrained"
+        ) from error
+    return {name: _float32(array) for name, array in state.items()}
 
 
 def _safetensors(folder: Path) -> dict[str, np.ndarray]:
@@ -361,17 +390,17 @@ def _safetensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    whole, index = (folder / name for name in _SAFETENSORS)
     if index.exists():
         return [
             folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))
         ]
-    if not (folder / "model.safetensors").exists():
+    if not whole.exists():
         raise EncoderError(
-            f"{folder}: has no model.safetensors; save the model again with "
-            "save_pretrained(..., safe_serialization=True)"
+            f"{folder}: has no model.safetensors and no flax_model.msgpack; save the model "
+            "again with save_pretrained(..., safe_serialization=True)"
         )
-    return [folder / "model.safetensors"]
+    return [whole]
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

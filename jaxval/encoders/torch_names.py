@@ -1,8 +1,8 @@
-"""A PyTorch state dict under the names of our trees, which are transformers' own."""
+"""A PyTorch or Flax model's arrays under the names of our trees, which are transformers'."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,52 @@ def from_torch(
     """
     sources = {_usual(name): name for name in state}
     prefix = _prefix(sources, words)
-    shapes = traverse_util.flatten_dict(from_linen(backbone).abstract_params())
+    shapes = _shapes(backbone)
     names = {path: prefix + _torch_name(path) for path in shapes}
     _require_all([name for name in names.values() if name not in sources])
     leaves = {path: _oriented(path, state[sources[name]]) for path, name in names.items()}
     for path, leaf in leaves.items():
-        _require_shape(names[path], leaf.shape, shapes[path].shape)
+        _require_shape(names[path], leaf.shape, shapes[path])
     taken = {sources[name] for name in names.values()}
     return traverse_util.unflatten_dict(leaves), [name for name in state if name not in taken]
+
+
+def from_flax(
+    state: Mapping[str, np.ndarray], backbone: Any, words: str
+) -> tuple[Params, list[str]]:
+    """The same of a Flax model, whose names are ours, joined by dots.
+
+    Raises:
+      EncoderError: names are missing, or a shape is not the one that config implies.
+    """
+    prefix = _prefix(state, _flax_name(words))
+    shapes = _shapes(backbone)
+    names = {path: prefix + ".".join(path) for path in shapes}
+    _require_all([name for name in names.values() if name not in state])
+    leaves = {path: state[name] for path, name in names.items()}
+    for path, leaf in leaves.items():
+        _require_shape(names[path], leaf.shape, shapes[path])
+    taken = set(names.values())
+    return traverse_util.unflatten_dict(leaves), [name for name in state if name not in taken]
+
+
+def is_flax(state: Mapping[str, np.ndarray], words: str) -> bool:
+    """Whether the word table has the name that it has in Flax.
+
+    Args:
+      state: arrays by name.
+      words: the word table's name in PyTorch.
+    """
+    return any(f".{name}".endswith(f".{_flax_name(words)}") for name in state)
+
+
+def _flax_name(words: str) -> str:
+    return words.removesuffix("weight") + "embedding"
+
+
+def _shapes(backbone: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    tree = traverse_util.flatten_dict(from_linen(backbone).abstract_params())
+    return {path: leaf.shape for path, leaf in tree.items()}
 
 
 def _usual(name: str) -> str:
@@ -57,7 +95,7 @@ def _usual(name: str) -> str:
     return name
 
 
-def _prefix(names: Mapping[str, str], words: str) -> str:
+def _prefix(names: Iterable[str], words: str) -> str:
     found = [name.removesuffix(words) for name in names if f".{name}".endswith(f".{words}")]
     if len(found) != 1:
         raise EncoderError(

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -69,6 +70,11 @@ class _Traits:
     passage_prefix: str | None = None
     query_prefix: str | None = None
 
+    def length(self, flag: int | None, otherwise: int) -> int:
+        """Tokens of a text: what the flag says; else what is usual, within the limit."""
+        usual = self.usual or otherwise
+        return flag or (usual if self.limit is None else min(usual, self.limit.tokens))
+
     def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
         """Raises EncoderError unless these tokens are within it."""
         for flag, length in {"passage": passage_len, "query": query_len}.items():
@@ -93,8 +99,8 @@ def read_encoding(config: Config) -> Encoding:
     texts, model = config.texts, config.model
     readers.check_template(texts.passage_template)
     build, identity, traits = _encoder(model)
-    passage_len = texts.passage_max_len or traits.usual or _PASSAGE_LEN
-    query_len = texts.query_max_len or traits.usual or _QUERY_LEN
+    passage_len = traits.length(texts.passage_max_len, _PASSAGE_LEN)
+    query_len = traits.length(texts.query_max_len, _QUERY_LEN)
     passage_prefix = _prefix("passage", texts.passage_prefix, traits.passage_prefix)
     query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
@@ -221,7 +227,16 @@ def read_base(name: str, abstract_params: Params) -> Restored:
     """
     if (checkpoint := restore.standing(name)) is not None:
         return restore.read(checkpoint, abstract_params)
-    weights, _ = folder.load_weights(folder.read(name, weights=True))
+    try:
+        described = folder.read(name, weights=True)
+    except EncoderError as error:
+        if any((Path(name).expanduser() / file).exists() for file in folder.DESCRIPTIONS):
+            raise
+        raise EncoderError(
+            "there is neither an Orbax checkpoint (one step's directory) nor a model folder"
+            " (config.json beside its weights): name one of them"
+        ) from error
+    weights, _ = folder.load_weights(described)
     return restore.fitted(weights, abstract_params)
 
 

@@ -43,19 +43,11 @@ class Console:
         self._decisive = select_by.measure
         self._direction = " (lower is better)" if select_by.lower_is_better else ""
         self._out = out
+        self._headed = False
         self._leaders: dict[str, Validation] = {}
 
     def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
-        """Prints the head, and what this run goes on from."""
-        self._print(
-            f"  * best so far by {self._decisive}{self._direction}; {_SIGNIFICANT}"
-            f" significantly different from the best so far (p < {LEVEL})"
-        )
-        self._print(
-            "    step  set          "
-            + "".join(f"{name:<18}" for name in self._measures)
-            + "passages/s  seconds"
-        )
+        """Prints what this run goes on from."""
         for validation in past:
             self.record(validation)
 
@@ -66,7 +58,7 @@ class Console:
         leader = self._leaders.get(validation.dataset)
         leads = leader is None or self._worth(validation) > self._worth(leader)
         cells = [_cell(validation, leader, name) for name in self._measures]
-        self._print(
+        self._row(
             f"{validation.checkpoint.step:>8}{'*' if leads else ' '} {validation.dataset:<13}"
             + "".join(f"{cell:<17} " for cell in cells)
             + f"{validation.rate:>10,.0f}  {sum(validation.seconds.values()):>7.1f}"
@@ -77,7 +69,7 @@ class Console:
     def fail(self, failure: Failure) -> None:
         """Prints a row that says why there is no value."""
         if failure.series in self._series:
-            self._print(f"{failure.checkpoint.step:>8}  {failure.reason}: {failure.message}")
+            self._row(f"{failure.checkpoint.step:>8}  {failure.reason}: {failure.message}")
 
     def end(self) -> None:
         """Says which step is best on each set."""
@@ -87,6 +79,21 @@ class Console:
                 f" {leader.measures[self._decisive]:.4f}{_within(leader, self._decisive)}"
                 f"  ({leader.checkpoint.path}{_gone(leader)})"
             )
+
+    def _row(self, line: str) -> None:
+        """Prints it below the head, which comes with the first: a run may end without one."""
+        if not self._headed:
+            self._headed = True
+            self._print(
+                f"  * best so far by {self._decisive}{self._direction}; {_SIGNIFICANT}"
+                f" significantly different from the best so far (p < {LEVEL})"
+            )
+            self._print(
+                "    step  set          "
+                + "".join(f"{name:<18}" for name in self._measures)
+                + "passages/s  seconds"
+            )
+        self._print(line)
 
     def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)

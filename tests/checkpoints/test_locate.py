@@ -92,11 +92,15 @@ def test_a_missing_leaf_is_named_with_the_nearest_there_is():
     assert "dense/kernel [16, 16] is missing (nearest: dense/kernels" in refusal(found)
 
 
-def test_a_params_path_that_is_not_there_says_so():
-    found = under("default", "params")
-    assert "3 of 3 leaves do not fit under default/model" in refusal(
-        found, tree="default/model"
+def test_a_params_path_that_is_not_there_is_told_the_nearest():
+    found = under("default", "params") | under("default", "ema_params")
+    assert refusal(found, tree="default/ema") == (
+        "--params_path=default/ema is not in it; nearest: default/ema_params"
     )
+    assert refusal(found, query="default/parms", passage="default/params") == (
+        "--query_params_path=default/parms is not in it; nearest: default/params"
+    )
+    assert refusal(found, tree="zzz") == "--params_path=zzz is not in it; at its root: default"
 
 
 def test_heads_that_the_encoder_lacks_are_left_out_and_said():
@@ -104,6 +108,46 @@ def test_heads_that_the_encoder_lacks_are_left_out_and_said():
     chosen = plan(under("params") | heads | under("opt_state", "mu") | {("step",): ()})
     assert chosen.remarks == ("left out: params/dense/scale, params/pooler",)
     assert set(chosen.reads) == set(under("params"))
+
+
+SHALLOW = {path: shape for path, shape in LAYERED.items() if "2" not in path}
+
+
+def test_layers_that_the_encoder_lacks_are_an_error_unless_their_tree_is_named():
+    found = under("default", "params", wanted=LAYERED)
+    said = refusal(found, SHALLOW)
+    assert "default/params/encoder/layer/2 would be left out, and layers like them" in said
+    assert said.endswith("or accept it by --params_path=default/params")
+    assert "Correct num_hidden_layers in --model's config.json, or --encoder" in said
+    chosen = plan(found, SHALLOW, tree="default/params")
+    assert chosen.remarks == (
+        "the encoder lacks layers like those it takes: default/params/encoder/layer/2",
+        "left out: default/params/encoder/layer/2",
+    )
+
+
+def test_layers_with_a_stem_and_those_of_one_tower_are_counted_too():
+    def layers(count):
+        return {(f"layers_{n}", "Dense_0", "kernel"): (4, 4) for n in range(count)}
+
+    found = under("query", wanted=layers(2)) | under("passage", wanted=layers(12))
+    said = refusal(found, layers(2))
+    assert said.startswith("passage/layers_2, passage/layers_3, passage/")
+    assert "passage/layers_6 and 5 more would be left out" in said
+    assert said.endswith("--query_params_path=query and --passage_params_path=passage")
+    assert plan(found, layers(2), query="query", passage="passage").untied
+
+
+def test_numbered_heads_that_are_unlike_what_is_taken_are_no_layers():
+    head = {("params", "dense_1", "kernel"): (16, 2), ("params", "dense_1", "bias"): (2,)}
+    wanted = {("dense_0", "kernel"): (16, 16), ("dense_0", "bias"): (16,)}
+    chosen = plan(under("params", wanted=wanted) | head, wanted)
+    assert chosen.remarks == ("left out: params/dense_1",)
+
+
+def test_what_stands_beside_the_found_tree_is_no_layer():
+    others = {("models", "1", "embed", "table"): (8, 16)} | under("models", "mu", "2")
+    assert plan(under("models", "0") | others).found_at == "models/0"
 
 
 def test_a_backbone_is_found_beside_the_head_of_another_task():
@@ -175,8 +219,8 @@ def test_of_four_params_path_takes_the_two_below_it():
 
 
 def test_a_tower_that_is_not_where_it_is_said_to_be():
-    found = under("a") | under("b")
-    assert "3 of 3 leaves do not fit under c" in refusal(found, query="a", passage="c")
+    found = under("a") | under("b", "c")
+    assert "3 of 3 leaves do not fit under b" in refusal(found, query="a", passage="b")
 
 
 def stacked(head, axis, count=3):
@@ -228,7 +272,37 @@ def test_no_more_and_no_fewer_layers_than_the_encoder_has():
 def test_an_axis_that_cannot_be_told_is_an_error():
     wanted = {("layer", str(number), "kernel"): (3, 5) for number in range(3)}
     found = {("layer", "kernel"): (3, 3, 5)}
-    assert "layer along axis 0, layer along axis 1: which of them" in refusal(found, wanted)
+    said = refusal(found, wanted)
+    assert "layer along axis 0, layer along axis 1: which of them cannot be told; give" in said
+    assert said.endswith("give the scanned module itself as --encoder")
+
+
+def test_a_body_that_wraps_the_layer_is_one_more_name():
+    found = {("params", *path): (2, *shape) for path, shape in BODY.items()}
+    found[("params", "words")] = (8, 4)
+    chosen = plan(found, BLOCKS)
+    assert chosen.remarks == ("its layers are stacked along axis 0",)
+    leaves = values(found)
+    built = chosen.build(leaves)
+    whole = leaves["params", "layers", "layer", "Dense_0", "kernel"]
+    np.testing.assert_array_equal(built["layers_1"]["Dense_0"]["kernel"], whole[1])
+
+
+BODY = {("layers", "layer", "Dense_0", "kernel"): (4, 4)}
+BLOCKS = {(f"layers_{n}", "Dense_0", "kernel"): (4, 4) for n in range(2)} | {("words",): (8, 4)}
+
+
+def test_two_bodies_that_wrap_a_layer_cannot_be_told_apart():
+    found = {("layers", name, "Dense_0", "kernel"): (2, 4, 4) for name in ("a", "b")}
+    said = refusal(found | {("words",): (8, 4)}, BLOCKS)
+    assert "layers/a along axis 0, layers/b along axis 0" in said
+
+
+def test_a_stack_deeper_down_is_said_to_be_for_the_scanned_module():
+    found = {("layers", "a", "b", "Dense_0", "kernel"): (2, 4, 4), ("words",): (8, 4)}
+    assert refusal(found, BLOCKS).endswith(", or give the scanned module itself as --encoder")
+    found = {("layers", "a", "b", "Dense_0", "kernel"): (3, 4, 4), ("words",): (8, 4)}
+    assert refusal(found, BLOCKS).endswith("or name the subtree with --params_path")
 
 
 def test_stacked_moments_are_no_layers():

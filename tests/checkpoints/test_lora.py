@@ -72,6 +72,70 @@ def test_which_factor_is_which_follows_from_their_shapes():
     )
 
 
+SQUARE = {("query", "kernel"): (6, 6), ("value", "kernel"): (6, 6)}
+MIXED = SQUARE | {("up", "kernel"): (6, 8)}
+
+
+def of_all(wanted, names, layout, rank=2):
+    """Adapters of every kernel, and the kernels' changes."""
+    leaves, changes = {}, {}
+    for owner, (inputs, outputs) in wanted.items():
+        left, right = RNG.normal(size=(inputs, rank)), RNG.normal(size=(rank, outputs))
+        kept = {"flax": (left, right), "torch": (left.T, right.T), "reversed": (right, left)}
+        changes[owner] = left @ right
+        for name, factor in zip(names, kept[layout], strict=True):
+            leaves["lora", *owner, name] = factor.astype("float32")
+    return leaves, changes
+
+
+def zeros(wanted, alpha=2.0):
+    return Base(jax.tree.map(lambda s: np.zeros(s.shape, "f4"), abstract(wanted)), alpha)
+
+
+LORA = ("lora_A", "lora_B")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "layout"),
+    [
+        (MIXED, LORA, "flax"),
+        (MIXED, LORA, "torch"),  # PEFT: what is not square tells it for all
+        (MIXED, ("lora_down", "lora_up"), "torch"),
+        (MIXED, ("A", "B"), "torch"),
+        (MIXED, ("a", "b"), "reversed"),  # lorax
+        (SQUARE, LORA, "flax"),
+        (SQUARE, ("lora_down", "lora_up"), "flax"),
+        (SQUARE, ("a", "b"), "flax"),
+    ],
+)
+def test_a_set_of_adapters_is_read_in_the_layout_that_fits_all_of_it(wanted, names, layout):
+    leaves, changes = of_all(wanted, names, layout)
+    after = merged(zeros(wanted), leaves)
+    for (layer, name), change in changes.items():
+        np.testing.assert_allclose(after[layer][name], change, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["torch", "reversed"])
+def test_square_arrays_alone_do_not_tell_peft_from_lorax_and_nothing_is_guessed(layout):
+    leaves, _ = of_all(SQUARE, LORA, layout)
+    with pytest.raises(MismatchError) as refused:
+        merged(zeros(SQUARE), leaves)
+    assert "lora/query/kernel/lora_A [2, 6] and lora/query/kernel/lora_B [6, 2]" in str(
+        refused.value
+    )
+    assert "save them as lora_a [in, rank] and lora_b [rank, out]" in str(refused.value)
+
+
+def test_adapters_of_which_no_layout_fits_all_are_none():
+    leaves, _ = of_all({("up", "kernel"): (6, 8)}, LORA, "torch")
+    leaves |= of_all({("down", "kernel"): (8, 6)}, LORA, "reversed")[0]
+    wanted = {("up", "kernel"): (6, 8), ("down", "kernel"): (8, 6)}
+    with pytest.raises(
+        MismatchError, match=r"no adapters \(in_matrix and out_matrix, .*lora_up"
+    ):
+        merged(zeros(wanted), leaves)
+
+
 def test_more_than_two_axes_are_adapted_along_the_last_two():
     before = base(alpha=1.0)
     left, right = (RNG.normal(size=shape).astype("float32") for shape in [(4, 2, 1), (4, 1, 3)])

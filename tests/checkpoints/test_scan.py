@@ -47,9 +47,28 @@ class Numbered(nn.Module):
         return (states * mask[..., None]).sum(1)
 
 
-@pytest.mark.parametrize(("axis", "name"), [(0, "ScanLayer_0"), (1, "layers")])
-def test_the_numbered_encoder_computes_what_the_scanned_one_does(tmp_path, axis, name):
-    trained = Trained(axis, name)
+class Wrapped(nn.Module):
+    """A body of its own for nn.scan, in which the layer has a name."""
+
+    @nn.compact
+    def __call__(self, states, _):
+        return Layer(name="layer")(states)
+
+
+class TrainedInWrapper(nn.Module):
+    @nn.compact
+    def __call__(self, ids, mask):
+        states = nn.Embed(5, WIDTH, name="words")(ids)
+        rules = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        states, _ = nn.scan(Wrapped, length=LAYERS, **rules)(name="layers")(states, None)
+        return (states * mask[..., None]).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("axis", "trained"),
+    [(0, Trained(0, "ScanLayer_0")), (1, Trained(1, "layers")), (0, TrainedInWrapper())],
+)
+def test_the_numbered_encoder_computes_what_the_scanned_one_does(tmp_path, axis, trained):
     params = jax.jit(trained.init)(jax.random.key(1), IDS, MASK)["params"]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "3", {"params": params})

@@ -126,7 +126,11 @@ def test_a_base_that_cannot_be_read_is_said_before_anything_is_watched(run):
     run.checkpoints.mkdir()
     status, _, err = run.finish(base_params="no/such", lora_alpha=3)
     assert status == 2
-    assert err.splitlines()[-1].startswith("jaxval: --base_params=no/such: ")
+    (line,) = (line for line in err.splitlines() if line.startswith("jaxval: "))
+    assert line.startswith(
+        "jaxval: --base_params=no/such: there is neither an Orbax checkpoint"
+    )
+    assert "--model" not in line
 
 
 def test_files_of_msgpack_are_watched_and_pinned_as_they_come(run):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -167,6 +168,16 @@ def test_relative_paths_are_as_good_as_absolute_ones(run, monkeypatch):
     assert (status, [line["step"] for line in run.lines()]) == (0, [3]), err
 
 
+def test_a_wait_of_less_than_ten_seconds_is_not_worth_a_word(run):
+    world.save(run.checkpoints, [1, 2])
+    world.save(run.root / "more", [3, 4])
+    for step in (3, 4):
+        (run.root / "more" / str(step)).rename(run.checkpoints / str(step))
+    status, _, err = run.finish()
+    assert status == 0, err
+    assert all(int(wait) >= 10 for wait in re.findall(r"the last of them is (\d+) s", err))
+
+
 def test_max_validations_ends_it(run):
     world.save(run.checkpoints, [3, 4], complete=False)
     status, out, _ = run.finish(max_validations=1)
@@ -253,8 +264,8 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_validated(run, spoil,
 
 def test_a_tree_that_does_not_fit_says_what_is_missing_and_keeps_the_pin(run):
     world.save(run.checkpoints, [3])
-    status, _, err = run.finish(encoder="tests.e2e.other:encoder")
-    assert status == 2
+    status, out, err = run.finish(encoder="tests.e2e.other:encoder")
+    assert (status, out) == (2, "")
     assert "checkpoint 3" in err
     assert (
         "vectors/embedding [14, 4] is missing (nearest: default/params/words/embedding [14, 4])"
@@ -263,6 +274,26 @@ def test_a_tree_that_does_not_fit_says_what_is_missing_and_keeps_the_pin(run):
     assert run.query("SELECT count(*) FROM validation") == [(0,)]
     assert run.finish()[0] == 0
     assert [line["step"] for line in run.lines()] == [3]
+
+
+def test_a_directory_that_never_came_is_a_fault_and_an_empty_one_a_warning(run):
+    missing = run.root / "nope"
+    status, out, err = run.finish(checkpoint_dir=missing, idle_timeout=0.2)
+    assert status == 2
+    assert f"jaxval: --checkpoint_dir={missing} is still not there: name the" in err
+    assert out == ""  # neither a table without rows nor a count of nothing
+    missing.mkdir()
+    status, _, err = run.finish(checkpoint_dir=missing, idle_timeout=0.2)
+    assert status == 0, err
+    assert f"no checkpoint was ever seen in {missing}: is it where the trainer saves?" in err
+
+
+def test_the_directory_above_the_checkpoints_is_told_which_one_was_meant(run):
+    above = run.root / "train"
+    world.save(above / "checkpoints", [3], complete=False)
+    status, _, err = run.finish(checkpoint_dir=above, idle_timeout=0.2)
+    assert status == 0, err
+    assert f"ever seen in {above}: did you mean {above / 'checkpoints'}?" in err
 
 
 def test_a_plug_ins_own_traceback_follows_the_line(run):

@@ -97,6 +97,9 @@ def raises():
     raise RuntimeError("no vocabulary\\nsecond line")
 def incomplete():
     return object()
+def uncalled():
+    import flax.linen as nn
+    return adapter.from_linen(nn.Dense)
 """
 
 
@@ -125,6 +128,10 @@ def test_a_factory_is_found_in_the_working_directory(here):
         ("not_there:good", "No module named 'not_there'"),
         ("needy:good", "No module named 'a_library_that_is_not_there'; install it"),
         ("broken:good", "importing broken raised SyntaxError"),
+        (
+            "plug_in:uncalled",
+            "from_linen was given the class Dense: call it: from_linen(Dense())",
+        ),
         ("plug_in:god", "has no 'god'; nearest: good"),
         ("plug_in:number", "is a int, not a function"),
         ("plug_in:raises", "raised RuntimeError: no vocabulary;"),
@@ -185,6 +192,7 @@ def test_the_users_own_part_of_the_traceback_is_its_note():
 def test_a_syntax_error_is_shown_where_it_stands(here):
     with pytest.raises(EncoderError) as caught:
         load_factory("broken:good")
+    assert "install it" not in str(caught.value)
     (note,) = caught.value.__notes__
     assert f'  File "{here / "broken.py"}", line 1' in note
     assert "    def f(:" in note
@@ -199,3 +207,30 @@ def test_towers_of_different_widths_cannot_be_compared():
 
     with pytest.raises(EncoderError, match="8 components and passages 4"):
         adapter.check(traced(wide, passages=narrow), "--encoder=x:y")
+
+
+class Flagged(nn.Module):
+    @nn.compact
+    def __call__(self, ids, mask, train):
+        return nn.Embed(5, 4)(ids).sum(1)
+
+
+class Normed(nn.Module):
+    average: bool
+
+    @nn.compact
+    def __call__(self, ids, mask):
+        return nn.BatchNorm(use_running_average=self.average)(nn.Embed(5, 4)(ids).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Flagged(), "'train'; from_linen passes ids and mask alone: .* FunctionEncoder"),
+        (Normed(True), "passes the collection `params` alone: .*batch_stats .*not supported"),
+        (Normed(False), "passes the collection `params` alone: .*batch_stats .*not supported"),
+    ],
+)
+def test_what_from_linen_does_not_pass_is_said_with_the_remedy(module, said):
+    with pytest.raises(EncoderError, match=said):
+        adapter.check(from_linen(module), "--encoder=x:y")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -36,6 +37,20 @@ def test_it_restores_to_the_same_arrays(converted):
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(directory / "7", expected)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_what_a_flax_model_saved_is_converted_too(tmp_path):
+    params, _ = folder.load_weights(folder.read(str(GOLDENS)))
+    model = Path(shutil.copytree(GOLDENS, tmp_path / "model"))
+    (model / "model.safetensors").unlink()
+    backbone = {name: tree for name, tree in params.items() if name != "projection"}
+    content = flax.serialization.msgpack_serialize(backbone)
+    (model / "flax_model.msgpack").write_bytes(content)
+    run = convert(f"--model={model}", f"--checkpoint_dir={tmp_path}")
+    assert run.stdout.endswith("; left out: nothing\n"), run.stderr
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "0", {"params": params})
+    jax.tree.map(np.testing.assert_array_equal, restored, {"params": params})
 
 
 def test_it_says_in_one_line_what_it_wrote(converted):

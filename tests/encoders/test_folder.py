@@ -3,10 +3,12 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from jaxval.encoders import folder
@@ -206,6 +208,44 @@ def test_sharded_weights(bare):
     jax.tree.map(np.testing.assert_array_equal, folder.load_weights(read(bare))[0], whole)
 
 
+def as_msgpack(path, state):
+    tree = traverse_util.unflatten_dict(state, sep="/")
+    (path / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+
+
+def as_safetensors(path, state):
+    dotted = {
+        name.replace("/", "."): np.ascontiguousarray(leaf) for name, leaf in state.items()
+    }
+    save_file(dotted, path / "model.safetensors", metadata={"format": "flax"})
+
+
+@pytest.mark.parametrize("prefix", ["", "bert/"])
+@pytest.mark.parametrize("save", [as_msgpack, as_safetensors])
+def test_what_transformers_flax_models_save(bare, save, prefix):
+    whole, _ = folder.load_weights(read(bare))
+    (bare / "model.safetensors").unlink()
+    state = traverse_util.flatten_dict(whole, sep="/")
+    heads = {"pooler/dense/bias": np.zeros(2, np.float32)}
+    save(bare, {prefix + name: leaf for name, leaf in (state | heads).items()})
+    params, ignored = folder.load_weights(read(bare))
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+    assert ignored == [f"{prefix}pooler/dense/bias".replace("/", ".")]
+
+
+def test_flax_weights_that_are_not_those_of_config_json(bare):
+    whole, _ = folder.load_weights(read(bare))
+    (bare / "model.safetensors").unlink()
+    state = traverse_util.flatten_dict(whole, sep="/")
+    as_msgpack(bare, state | {"embeddings/LayerNorm/scale": np.zeros(3, np.float32)})
+    with pytest.raises(EncoderError, match=r"embeddings.LayerNorm.scale has shape \(3,\)"):
+        folder.load_weights(read(bare))
+    del state["embeddings/LayerNorm/scale"]
+    as_msgpack(bare, state)
+    with pytest.raises(EncoderError, match=r"weights lack embeddings.LayerNorm.scale, which"):
+        folder.load_weights(read(bare))
+
+
 def test_a_hub_name_is_fetched_with_weights_only_if_asked(model):
     asked = []
 
@@ -273,5 +313,9 @@ def test_weights_that_are_not_there_or_broken(bare):
     with pytest.raises(EncoderError, match="cannot be read as safetensors"):
         folder.load_weights(read(bare))
     (bare / "model.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"has no model.safetensors"):
+    (bare / "flax_model.msgpack").write_bytes(b"short")
+    with pytest.raises(EncoderError, match=r"flax_model.msgpack: cannot be read as msgpack"):
+        folder.load_weights(read(bare))
+    (bare / "flax_model.msgpack").unlink()
+    with pytest.raises(EncoderError, match=r"has no model.safetensors and no flax"):
         folder.load_weights(read(bare))

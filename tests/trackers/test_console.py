@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxval.records import Checkpoint, SelectBy, Validation
+from jaxval.records import Checkpoint, Failure, SelectBy, Validation
 from jaxval.trackers.console import Console, progress
 
 
@@ -24,14 +24,19 @@ def validation(step, rr, recall, *, dataset="dev", series="s", passages=1500):
 BY_RR = SelectBy("dev", "s", "RR@10")
 
 
-def table(past, *new, series=("s",), select_by=BY_RR):
+def printed(past, *new, series=("s",), select_by=BY_RR):
     out = io.StringIO()
     console = Console(series, ["RR@10", "R@100"], select_by, out)
     console.begin(past, [])
     for each in new:
-        console.record(each)
+        tell = console.fail if isinstance(each, Failure) else console.record
+        tell(each)
     console.end()
-    legend, *lines = out.getvalue().splitlines()
+    return out.getvalue().splitlines()
+
+
+def table(past, *new, series=("s",), select_by=BY_RR):
+    legend, *lines = printed(past, *new, series=series, select_by=select_by)
     direction = " (lower is better)" if select_by.lower_is_better else ""
     assert legend.startswith(f"  * best so far by RR@10{direction}; ")
     return lines
@@ -98,8 +103,12 @@ def test_of_equals_the_first_is_best():
     assert lines[-1].startswith("best on dev: step 10,")
 
 
-def test_nothing_validated_has_no_best():
-    assert len(table([])) == 1
+def test_the_head_comes_with_the_first_row():
+    assert printed([]) == []
+    failure = Failure(Checkpoint(3, "3", 1, Path("/run/3")), "s", "corrupt", "it is cut")
+    head, row = table([], failure)
+    assert head.startswith("    step  set")
+    assert row == "       3  corrupt: it is cut"
 
 
 def test_progress_off_a_terminal_is_silent_for_short_work(caplog):
