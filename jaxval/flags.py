@@ -84,7 +84,7 @@ _DATASET = flags.DEFINE_multi_string(
     [],
     "Required. A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv"
     " and their like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a"
-    " folder's. May be repeated; sets that share a corpus have it encoded once.",
+    " folder's. jaxval.main takes several: those that share a corpus have it encoded once.",
 )
 _MEASURES = flags.DEFINE_string(
     "measures",
@@ -216,7 +216,8 @@ _BATCH_TOKENS = flags.DEFINE_integer(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     "",
-    "Required. Where ledger.sqlite, metrics.jsonl, tensorboard/ and runs/ are written.",
+    "Required. A folder for all that is written: by jaxval.main ledger.sqlite, metrics.jsonl,"
+    " tensorboard/ and runs/.",
 )
 _WRITE_RUN = flags.DEFINE_enum(
     "write_run",
