@@ -1,6 +1,10 @@
 """Fixtures, and the machine as every test sees it: four CPU devices, strict ranks."""
 
 import os
+import signal
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before JAX is imported, by whatever test comes first.
 _FOUR = "--xla_force_host_platform_device_count=4"
