@@ -20,10 +20,10 @@ from jaxval.checkpoints.commit import committed
 from jaxval.config import Config
 from jaxval.corpus import bm25, readers, sampling
 from jaxval.corpus.datasets import load_queries
-from jaxval.corpus.runs import Candidates, Run, read_run
+from jaxval.corpus.runs import Candidates, Run, of_another_corpus, read_run
 from jaxval.corpus.sampling import Selection, Strategy
 from jaxval.corpus.tokens import TokenStore
-from jaxval.errors import CheckpointError, DataError, UserError
+from jaxval.errors import CheckpointError, UserError
 from jaxval.measures import lower_is_better
 from jaxval.prepare.bench import prepare
 from jaxval.records import Checkpoint, DatasetFiles, Progress, Text
@@ -162,19 +162,10 @@ def _trials(
     for number, checkpoint in enumerate(checkpoints, start=1):
         label = f"step {checkpoint.step} ({number} of {len(checkpoints)})"
         try:
-            yield checkpoint, _trial(label, checkpoint, bench, subsets, progress)
+            restored = dense.load(checkpoint, bench)
+            yield checkpoint, attempt(label, restored, bench, subsets, progress)
         except CheckpointError as error:
             _LOG.warning("step %d is left out: %s", checkpoint.step, error)
-
-
-def _trial(
-    label: str,
-    checkpoint: Checkpoint,
-    bench: Bench,
-    subsets: Sequence[Subset],
-    progress: Progress,
-) -> Trial:
-    return attempt(label, dense.load(checkpoint, bench), bench, subsets, progress)
 
 
 def _rank(
@@ -197,10 +188,8 @@ def _select(
     queries = load_queries(files)
 
     def passages() -> Iterator[Text]:
-        with progress(f"{files.name}: reading passages", None) as bar:
-            for passage in readers.read_texts(files.corpus):
-                bar.update(1)
-                yield passage
+        bar = progress(f"{files.name}: reading passages", None)
+        return readers.counted(readers.read_texts(files.corpus), bar)
 
     depths = {path: max(p.strategy.run or 0 for p in plans) for p in plans for path in p.runs}
     runs = {path: read_run(path, depth, queries.qrels) for path, depth in depths.items()}
@@ -231,10 +220,7 @@ def _check_run(run: Run, corpus: TokenStore) -> None:
     named = sorted({passage for passages in run.hits.values() for passage in passages})
     lost = len(named) - len(corpus.find(named))
     if lost == len(named):
-        raise DataError(
-            f"{run.path}: none of the passages it names ({named[0]!r}, …) is in the corpus:"
-            " name a run of this corpus"
-        )
+        raise of_another_corpus(run.path, named, "the corpus")
     if lost:
         _LOG.warning("%s: of %d passages %d are not in the corpus", run.path, len(named), lost)
 

@@ -196,14 +196,13 @@ class Ledger:
         """
         with self._atomic():
             found = [
-                (row["id"],)
+                row
                 for row in self._rows("SELECT * FROM failure")
                 if row["series"] in series
                 and row["reason"] not in but
                 and (among is None or _checkpoint(row).identity in among)
             ]
-            self._db.executemany("DELETE FROM failure WHERE id = ?", found)
-        return len(found)
+            return self._forget(found)
 
     def reopen(
         self, reason: str, series: str, without: str, among: Collection[tuple[str, int]]
@@ -213,7 +212,7 @@ class Ledger:
         """
         with self._atomic():
             found = [
-                (row["id"],)
+                row
                 for row in self._rows(
                     "SELECT * FROM failure WHERE reason = ? AND series = ? AND NOT EXISTS"
                     " (SELECT 1 FROM validation WHERE series = ? AND name = failure.name"
@@ -222,8 +221,12 @@ class Ledger:
                 )
                 if _checkpoint(row).identity in among
             ]
-            self._db.executemany("DELETE FROM failure WHERE id = ?", found)
-        return len(found)
+            return self._forget(found)
+
+    def _forget(self, failures: Sequence[sqlite3.Row]) -> int:
+        ids = [(row["id"],) for row in failures]
+        self._db.executemany("DELETE FROM failure WHERE id = ?", ids)
+        return len(ids)
 
     def validations(self) -> list[Validation]:
         """Every validation, in the order they were committed."""

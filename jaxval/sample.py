@@ -21,10 +21,10 @@ from absl import flags as absl_flags
 from jaxval import app, devices, flags
 from jaxval.config import Config
 from jaxval.corpus import beir, bm25, readers, samples, sampling
-from jaxval.corpus.datasets import QuerySet, load_queries
-from jaxval.corpus.runs import Candidates, Run, read_run
+from jaxval.corpus.datasets import QuerySet, load_queries, none_judged
+from jaxval.corpus.runs import Candidates, Run, of_another_corpus, read_run
 from jaxval.corpus.sampling import Selection, Sieve, Strategy
-from jaxval.errors import DataError, UserError
+from jaxval.errors import UserError
 from jaxval.records import DatasetFiles, Progress, Text
 from jaxval.trackers.console import progress
 
@@ -113,10 +113,8 @@ def sample(
     _report(queries, read, strategy)
 
     def corpus() -> Iterator[Text]:
-        with progress(f"{files.name}: reading passages", None) as bar:
-            for passage in readers.read_texts(files.corpus):
-                bar.update(1)
-                yield passage
+        bar = progress(f"{files.name}: reading passages", None)
+        return readers.counted(readers.read_texts(files.corpus), bar)
 
     by_dense = dense.rank(strategy.dense or 0) if dense else None
     (selection,) = sampling.select([strategy], queries, corpus, read, seed, by_dense)
@@ -198,19 +196,13 @@ def _check_found(
 ) -> None:
     """Says which of the named passages the corpus lacks; all of them is an error."""
     if missing.issuperset(judged):
-        raise DataError(
-            f"--dataset={files.name}: none of the judged documents is in {files.corpus}:"
-            f" do {files.qrels} and the corpus use the same ids?"
-        )
+        raise none_judged(files, files.corpus)
     lost = f"of {len(judged)} judged documents %d are not in the corpus"
     _warn(files.name, {f"{lost}; they count as never found": len(missing.intersection(judged))})
     for run in runs:
         named = {passage for passages in run.hits.values() for passage in passages}
         if missing.issuperset(named):
-            raise DataError(
-                f"{run.path}: none of the passages it names ({min(named)!r}, …) is in"
-                f" {files.corpus}: name a run of this corpus"
-            )
+            raise of_another_corpus(run.path, named, files.corpus)
         _warn(
             run.path,
             {

@@ -16,6 +16,7 @@ from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.encode import Tower, matrix
 from jaxval.errors import NonFiniteError
+from jaxval.prepare.bench import Prepared
 from jaxval.records import DatasetFiles, Params, Progress
 from jaxval.validate import Bench, JudgedSet, TowerParams
 
@@ -23,16 +24,12 @@ _UNEQUAL = 1.01  # the longest vector over the shortest: else all similarities a
 
 
 def texts(
-    bench: Bench,
-    judged: JudgedSet,
-    corpus: TokenStore,
-    recipes: tuple[Recipe, Recipe],
-    tokenizer: Tokenizer,
-    files: DatasetFiles,
+    prepared: Prepared, judged: JudgedSet, corpus: TokenStore, files: DatasetFiles
 ) -> Seen:
-    """A set's texts; `recipes` are those of queries and passages."""
-    queries, passages = recipes
-    cut = _longer(judged.queries, queries, tokenizer, files)
+    """A set's texts."""
+    bench, encoding = prepared.bench, prepared.encoding
+    queries, passages = encoding.queries, encoding.passages
+    cut = _longer(judged.queries, queries, encoding.tokenizer, files)
     counts = [len(rows) for rows in judged.candidates or ()]
     return Seen(
         name=judged.name,

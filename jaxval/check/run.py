@@ -23,8 +23,6 @@ from jaxval.check.pace import Paces
 from jaxval.check.report import Leg, Report, Seen, Times
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
-from jaxval.corpus import tokenizer
-from jaxval.corpus.tokens import Recipe
 from jaxval.encoders import folder
 from jaxval.encoders.folder import ModelFolder
 from jaxval.prepare.bench import Prepared, prepare
@@ -53,7 +51,7 @@ def run(
     params, placing = _placed(found, bench)
     paces = _paces(bench, params, progress)  # first: batches may have to be halved
     model = folder.read(config.model.folder) if config.model.folder else None
-    sets, doubtful = _sets(config, prepared, found, params, model, progress)
+    sets, doubtful = _sets(config, prepared, found, params, progress)
     device = memory.on_device(bench, params, paces.passage)
     host = memory.on_host(bench, device.params, config.watching.host_checkpoints, paces.dim)
     doubtful += [
@@ -97,19 +95,16 @@ def _sets(
     prepared: Prepared,
     found: Newest,
     params: TowerParams,
-    model: ModelFolder | None,
     progress: Progress,
 ) -> tuple[list[Seen], list[Doubt]]:
     """Each set of the bench, and what is doubtful about them."""
     bench = prepared.bench
     seen: list[Seen] = []
     doubtful: list[Doubt] = []
-    made = tokenizer.load(config.model.tokenizer or (str(model.path) if model else ""))
     files = {one.name: one for one in config.datasets}
     for round_ in bench.rounds:
         for judged in round_.sets:
-            recipes = _recipes(prepared, judged.series)
-            one = look.texts(bench, judged, round_.corpus, recipes, made, files[judged.name])
+            one = look.texts(prepared, judged, round_.corpus, files[judged.name])
             doubtful += look.cut(one)
             if found.restored is not None:
                 encode = functools.partial(look.encoded, one, bench, judged, params, progress)
@@ -119,22 +114,16 @@ def _sets(
     return seen, doubtful
 
 
-def _recipes(prepared: Prepared, series: str) -> tuple[Recipe, Recipe]:
-    """Of the queries and of the passages."""
-    settings = prepared.settings[series]
-    return Recipe(**settings["query texts"]), Recipe(**settings["passages"])
-
-
 def _of_settings(
     config: Config, prepared: Prepared, found: Newest, model: ModelFolder | None
 ) -> list[Doubt]:
     """What is doubtful about the checkpoint and the flags."""
-    queries, passages = _recipes(prepared, prepared.bench.sets[0].series)
+    encoding = prepared.encoding
     named, watching = config.model.folder or "", config.watching
     return [
         *doubts.unread(found),
         *(doubts.towers(found.restored) if found.restored else ()),
-        *doubts.prefixes(model, named, queries.prefix, passages.prefix),
+        *doubts.prefixes(model, named, encoding.queries.prefix, encoding.passages.prefix),
         *doubts.normalization(model, config.model.normalize, prepared.bench.similarity),
         *doubts.pins(watching.checkpoint_dir, watching.pin_dir),
     ]

@@ -126,6 +126,14 @@ def load_queries(files: DatasetFiles) -> QuerySet:
     )
 
 
+def none_judged(files: DatasetFiles, where: object) -> DataError:
+    """What is wrong with a set whose judged documents all are not there."""
+    return DataError(
+        f"--dataset={files.name}: none of the judged documents is in {where}:"
+        f" do {files.qrels} and the corpus use the same ids?"
+    )
+
+
 def _split(spec: str, rest: str) -> tuple[Path | None, dict[str, Path]]:
     """The folder, if there is one, and the files that are named, role -> path."""
     folder: Path | None = None

@@ -13,13 +13,13 @@ import json
 import re
 import string
 import zlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from jaxval.errors import DataError, UserError
-from jaxval.records import Text
+from jaxval.records import Bar, Text
 
 ID_KEYS = ("_id", "text_id", "docid", "doc_id", "query_id", "id")
 TEXT_KEYS = ("text", "query", "contents", "passage")
@@ -42,6 +42,14 @@ def read_texts(source: Path) -> Iterator[Text]:
       DataError: a line or a file cannot be used, or there is no text at all.
     """
     return (text for _, _, text in _located(source))
+
+
+def counted(texts: Iterable[Text], bar: Bar) -> Iterator[Text]:
+    """The same texts, a unit of the bar each."""
+    with bar:
+        for text in texts:
+            bar.update(1)
+            yield text
 
 
 def places(source: Path, id: str) -> list[str]:

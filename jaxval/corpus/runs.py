@@ -35,6 +35,14 @@ class Run:
     others: int
 
 
+def of_another_corpus(run: object, named: Collection[str], corpus: object) -> DataError:
+    """What is wrong with a run, however it is called, whose passages a corpus all lacks."""
+    return DataError(
+        f"{run}: none of the passages it names ({min(named)!r}, …) is in {corpus}:"
+        " name a run of this corpus"
+    )
+
+
 def read_run(path: Path, depth: int, queries: Collection[str]) -> Run:
     """The `depth` passages that a file, plain or .gz, ranks highest for each of these queries.
 

@@ -28,12 +28,14 @@ class Prepared:
 
     Attributes:
       bench, settings: of each series by its digest.
+      encoding: the tokenizer, and how texts are rendered for it.
       select_by: which checkpoint is best.
       screening: which of them are put to the whole corpus; None for all.
     """
 
     bench: Bench
     settings: dict[str, dict[str, Any]]
+    encoding: Encoding
     select_by: SelectBy
     screening: Screening | None = None
 
@@ -60,7 +62,7 @@ def prepare(
     select_by = _select_by(config.select_by, bench, bench.sets[-1 if config.confirm else 0])
     screening = _screening(select_by, bench) if config.confirm else None
     by_series = {one.judged.series: one.settings for one in sets}
-    return Prepared(bench, by_series, select_by, screening)
+    return Prepared(bench, by_series, encoding, select_by, screening)
 
 
 def _bench(

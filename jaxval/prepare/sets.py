@@ -12,10 +12,9 @@ import numpy as np
 
 from jaxval.config import Config, Search
 from jaxval.corpus import readers, tokens
-from jaxval.corpus.datasets import QuerySet
-from jaxval.corpus.runs import Candidates, read_run
+from jaxval.corpus.datasets import QuerySet, none_judged
+from jaxval.corpus.runs import Candidates, of_another_corpus, read_run
 from jaxval.corpus.tokens import TokenStore
-from jaxval.errors import DataError
 from jaxval.prepare.encoding import Encoding, digest, ranking_settings
 from jaxval.ranks import RowQrels
 from jaxval.records import DatasetFiles, Progress, Qrels, Text
@@ -66,10 +65,7 @@ def make_ready(
     _report(queries, stored, corpus, rows, "in the corpus" if named is None else "candidates")
     if not rows:
         where = files.corpus if named is None else f"{config.search.rerank} and {files.corpus}"
-        raise DataError(
-            f"--dataset={files.name}: none of the judged documents is in {where}:"
-            f" do {files.qrels} and the corpus use the same ids?"
-        )
+        raise none_judged(files, where)
     settings = {
         "dataset": files.name,
         "corpus": origin,
@@ -121,10 +117,7 @@ def _among(
             found += 1
             yield text
     if not found:
-        raise DataError(
-            f"{flag}: none of the passages it names ({min(ids)!r}, …) is in {files.corpus}:"
-            " name a run of this corpus"
-        )
+        raise of_another_corpus(flag, ids, files.corpus)
 
 
 def _candidate_rows(
