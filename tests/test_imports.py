@@ -13,7 +13,7 @@ PACKAGE = Path(jaxval.__file__).parent
 
 # From below to above: a room may import those of lower layers.
 LAYERS = (
-    ("records", "errors", "atomic", "signals"),
+    ("records", "errors", "atomic", "canonical", "signals"),
     ("config",),
     ("metrics", "checkpoints", "corpus", "encoders"),
     ("evaluation", "results"),
