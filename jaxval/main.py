@@ -5,6 +5,8 @@ python -m jaxval.main --flagfile=val.flags
 
 from __future__ import annotations
 
+import functools
+
 from jaxval.checkpoints.watcher import Watcher
 from jaxval.cli import devices, flags, frame
 from jaxval.config import Config, Watching
@@ -22,9 +24,12 @@ def main() -> int:
         watcher = _watcher(config.watching)
         watcher.start()
         try:
+            from jaxval.results.trackers import default_trackers
             from jaxval.run import session
 
-            return session.run(config, watcher, lambda: devices.open_devices(flags.devices()))
+            open_devices = functools.partial(devices.open_devices, flags.devices())
+            trackers = functools.partial(default_trackers, rewrite=frame.as_flags)
+            return session.run(config, watcher, open_devices, trackers)
         finally:
             watcher.stop()
 

@@ -6,7 +6,7 @@ order; ids are strings and appear only at the edges (readers and run files).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -287,21 +287,97 @@ class Ranked:
     is_best: bool
 
 
-class Tracker(Protocol):
-    """Shows or mirrors what the ledger holds. It never decides anything."""
+@dataclass(frozen=True)
+class TrackedRun:
+    """What trackers may need to know of a run.
 
-    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
-        """Called once, with all that the ledger holds, so that a mirror can be made whole."""
+    Attributes:
+      directory: The output directory.
+      datasets: Digest of each series of the run -> name of its validation set, in the order
+        in which the sets are evaluated.
+      measures: Names of the measures.
+      select_by: What decides which checkpoint is best.
+      sample: What decides it on the sample that screens checkpoints, or None without
+        screening.
+      patience: Number of validations without a significant gain after which the trainer is
+        told to stop, or None to never tell it.
+    """
+
+    directory: Path
+    datasets: Mapping[str, str]
+    measures: tuple[str, ...]
+    select_by: SelectBy
+    sample: SelectBy | None = None
+    patience: int | None = None
+
+
+class Tracker(Protocol):
+    """Shows or mirrors what the ledger holds. A tracker makes no decision that affects the
+    run."""
+
+    def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
+        """Starts from the ledger. Called once, before `record` and `fail`.
+
+        Args:
+          past: Every validation in the ledger, in the order of their commits, also those of
+            series that do not belong to this run.
+          failures: Every failure in the ledger.
+        """
         ...
 
-    def record(self, validation: Validation) -> None:
-        """Called after each validation's row is committed."""
+    def record(self, ranked: Ranked) -> None:
+        """Records a validation. Called after its row is committed."""
         ...
 
     def fail(self, failure: Failure) -> None:
-        """Called after each failure's row is committed."""
+        """Records a failure. Called after its row is committed."""
         ...
 
     def end(self) -> None:
-        """Called once, however the run ends."""
+        """Ends. Called once, however the run ends."""
+        ...
+
+
+class Source(Protocol):
+    """Where a session takes its checkpoints from: a queue that a watcher fills."""
+
+    def waiting(self) -> list[Checkpoint]:
+        """Returns the queued checkpoints, the next one first."""
+        ...
+
+    def next(self, timeout: float) -> Checkpoint | None:
+        """Returns the next checkpoint without removing it from the queue.
+
+        Args:
+          timeout: Maximum time to wait for one, in seconds.
+
+        Returns:
+          The checkpoint, or None if the queue is still empty.
+        """
+        ...
+
+    def done(self, checkpoint: Checkpoint) -> None:
+        """Removes a checkpoint from the queue and releases its pin."""
+        ...
+
+    def set_aside(self, checkpoint: Checkpoint) -> None:
+        """Removes a checkpoint from the queue and keeps its pin."""
+        ...
+
+    def need(self, items: Collection[str]) -> None:
+        """Restricts later pins to these items of a checkpoint."""
+        ...
+
+    def why_unpinned(self, checkpoint: Checkpoint) -> str:
+        """Returns why a checkpoint is not pinned, or an empty string if it is."""
+        ...
+
+    @property
+    def left_behind(self) -> Sequence[Checkpoint]:
+        """Checkpoints that an earlier run pinned and did not validate."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the queue is empty and the trainer will write no more checkpoints."""
         ...
