@@ -27,16 +27,20 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A set that can be validated on.
+    """A validation set that is ready to be evaluated.
 
     Attributes:
-      corpus: tokenized.
-      judged: its queries and qrels.
-      settings: what the ledger is to know about its series.
+      files: The files of the set.
+      queries: The queries and judgments that were read from the files.
+      corpus: The tokenized corpus.
+      eval_set: The tokenized queries and their judgments as rows of the corpus.
+      settings: The settings that identify the series, for the ledger.
     """
 
+    files: DatasetFiles
+    queries: QuerySet
     corpus: TokenStore
-    judged: EvalSet
+    eval_set: EvalSet
     settings: dict[str, Any]
 
 
@@ -80,7 +84,7 @@ def prepare_set(
     }
     if named is not None:
         identity["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
-    judged = EvalSet(
+    eval_set = EvalSet(
         name=files.name,
         series=digest(identity),
         queries=stored,
@@ -88,7 +92,7 @@ def prepare_set(
         qrels=_in_rows(queries.qrels, rows),
         candidates=None if named is None else _candidate_rows(queries, named, corpus),
     )
-    return PreparedSet(corpus, judged, identity)
+    return PreparedSet(files, queries, corpus, eval_set, identity)
 
 
 def _in_rows(qrels: Qrels, rows: Mapping[str, int]) -> RowQrels:
