@@ -1,18 +1,15 @@
-"""One checkpoint -> its Validations, a stage a line.
+"""Evaluates one checkpoint: restored parameters -> a result for each set.
 
-A Bench is all that does not change from one checkpoint to the next. Sets that share a
-corpus stand in one Round, so that the corpus is encoded and searched once for all.
+Sets that share a corpus are one group, so that the corpus is encoded and searched once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 
@@ -24,46 +21,50 @@ from jaxval.evaluation.plan import EvalPlan, EvalSet, SetResult, TowerParams
 from jaxval.evaluation.search import BackgroundSearcher, FaissSearcher, Reranker
 from jaxval.evaluation.stopwatch import Stopwatch
 from jaxval.metrics.measures import evaluate
-from jaxval.records import Checkpoint, Hits, Progress, Searcher, Validation
-
-_LOG = logging.getLogger(__name__)
-Result = TypeVar("Result")
+from jaxval.records import Checkpoint, Hits, Progress, Searcher
 
 
 def validate(
-    checkpoint: Checkpoint,
+    label: str,
     restored: Restored,
     plan: EvalPlan,
     wanted: Collection[str],
     progress: Progress,
 ) -> Iterator[SetResult]:
-    """Validates one checkpoint on the sets whose series are `wanted`.
+    """Evaluates an encoder's parameters on the sets whose series are in `wanted`.
 
     Args:
-      checkpoint: which.
-      restored: its parameters.
-      bench: what it is put to, round by round.
-      wanted: looked at when a round begins, so that who takes the outcomes may take a later
-        set from it meanwhile.
-      progress: shows the encoding.
+      label: The name of the parameters for the progress bars, e.g. `step 1200`.
+      restored: The parameters: of a checkpoint by `load`, or of a tree in memory by
+        `checkpoints.restore.fitted`.
+      plan: The sets, and how to search them.
+      wanted: The series to evaluate. Re-read before each corpus, so the caller may remove
+        series while iterating.
+      progress: Shows the encoding.
 
     Raises:
-      NonFiniteError: the encoder made NaN of finite parameters.
-      UserError: the device has too little memory.
+      NonFiniteError: The encoder made vectors with NaN or infinity from finite parameters.
+      UserError: The device has too little memory.
     """
     watch = Stopwatch({"restore": restored.seconds})
     with watch("restore"):
         params = place_towers(restored, plan)
     for group in plan.groups:
-        sets = [judged for judged in group.sets if judged.series in wanted]
-        if sets:
-            lap = Stopwatch(watch.seconds)
-            search = functools.partial(
-                _search, checkpoint, plan, params, group.corpus, sets, lap, progress
+        sets = [eval_set for eval_set in group.sets if eval_set.series in wanted]
+        if not sets:
+            continue
+        group_watch = Stopwatch(watch.seconds)
+        search = functools.partial(
+            _search, label, plan, params, group.corpus, sets, group_watch, progress
+        )
+        hits = within_memory(plan, search)
+        for eval_set, set_hits in zip(sets, _split(hits, sets), strict=True):
+            set_watch = Stopwatch(group_watch.seconds)
+            with set_watch("measures"):
+                values = evaluate(plan.measures, eval_set.qrels, eval_set.query_ids, set_hits)
+            yield SetResult(
+                eval_set, group.corpus, set_hits, values, restored.found_at, set_watch.seconds
             )
-            hits = within_memory(plan, search)
-            for judged, found in zip(sets, _split(hits, sets), strict=True):
-                yield _judge(checkpoint, plan, restored, group.corpus, judged, found, lap)
 
 
 def load(checkpoint: Checkpoint, plan: EvalPlan) -> Restored:
@@ -87,7 +88,7 @@ def compiling_ahead(plan: EvalPlan) -> Iterator[None]:
 
 
 def _search(
-    checkpoint: Checkpoint,
+    label: str,
     plan: EvalPlan,
     params: TowerParams,
     corpus: TokenStore,
@@ -96,12 +97,12 @@ def _search(
     progress: Progress,
 ) -> Hits:
     def queries(store: TokenStore) -> np.ndarray:
-        bar = progress(f"step {checkpoint.step}: encoding queries", store.count)
+        bar = progress(f"{label}: encoding queries", store.count)
         return matrix(plan.query_tower.chunks(params.query, store, bar), store.count)
 
     with watch("queries"):
         vectors = np.concatenate([queries(judged.queries) for judged in sets])
-    bar = progress(f"step {checkpoint.step}: encoding passages", corpus.count)
+    bar = progress(f"{label}: encoding passages", corpus.count)
     chunks = plan.passage_tower.chunks(params.passage, corpus, bar)
     with BackgroundSearcher(_searcher(plan, vectors, sets)) as searcher:
         while True:
@@ -126,28 +127,3 @@ def _split(hits: Hits, sets: Sequence[EvalSet]) -> Iterator[Hits]:
         part = slice(start, start + judged.queries.count)
         yield Hits(hits.scores[part], hits.rows[part])
         start = part.stop
-
-
-def _judge(
-    checkpoint: Checkpoint,
-    plan: EvalPlan,
-    restored: Restored,
-    corpus: TokenStore,
-    judged: EvalSet,
-    hits: Hits,
-    watch: Stopwatch,
-) -> SetResult:
-    lap = Stopwatch(watch.seconds)
-    with lap("measures"):
-        values = evaluate(plan.measures, judged.qrels, judged.query_ids, hits)
-    validation = Validation(
-        checkpoint=checkpoint,
-        dataset=judged.name,
-        series=judged.series,
-        params_at=restored.found_at,
-        passages=corpus.count,
-        queries=len(judged.query_ids),
-        per_query=values,
-        seconds=lap.seconds,
-    )
-    return SetResult(validation, hits, judged, corpus)

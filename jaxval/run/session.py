@@ -284,23 +284,24 @@ class Session:
     def _validate(self, checkpoint: Checkpoint, wanted: set[str]) -> None:
         restored = self._ahead.take(checkpoint)
         self._fits(restored)
-        for outcome in validate(checkpoint, restored, self._plan, wanted, self._progress):
+        label = f"step {checkpoint.step}"
+        for outcome in validate(label, restored, self._plan, wanted, self._progress):
             self._wait_for_room(_bytes(restored) if self._config.output.keep_best else 0)
             with _undisturbed():
                 # It is validated on the sample first; what is screened out ends there.
-                wanted -= self._keep(outcome, restored)
+                wanted -= self._keep(checkpoint, outcome, restored)
                 self.tally.validated += not wanted
 
-    def _keep(self, outcome: SetResult, restored: Restored) -> set[str]:
+    def _keep(self, checkpoint: Checkpoint, outcome: SetResult, restored: Restored) -> set[str]:
         """Files first: once the row is there, nothing of the result may be missing.
 
         Returns:
           The series in which this checkpoint has its row now.
         """
-        validation = self._compared(outcome.validation)
+        validation = self._compared(outcome.validation(checkpoint))
         screened = self._screened(validation)
         if self._config.output.write_run:
-            _write_run(self._config, outcome)
+            _write_run(self._config, checkpoint, outcome)
         if self._ranks_for_export(validation):
             self._exports.export(validation.checkpoint, restored.params)
         self._ledger.commit(validation, screened)
@@ -519,12 +520,12 @@ def _say_what_changed(
     )
 
 
-def _write_run(config: Config, outcome: SetResult) -> None:
-    checkpoint, form = outcome.validation.checkpoint, config.output.write_run or ""
+def _write_run(config: Config, checkpoint: Checkpoint, outcome: SetResult) -> None:
+    form = config.output.write_run or ""
     write_run(
-        config.output.directory / "runs" / outcome.judged.name / f"{checkpoint.name}.{form}",
+        config.output.directory / "runs" / outcome.eval_set.name / f"{checkpoint.name}.{form}",
         form,
-        outcome.judged.query_ids,
+        outcome.eval_set.query_ids,
         outcome.hits,
         outcome.corpus.ids,
         tag=f"jaxval-{checkpoint.step}",
