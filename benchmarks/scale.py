@@ -110,26 +110,30 @@ def stored(root: Path, count: int, seed: int) -> Any:
 
 
 def plan(corpus: Any, queries: Any) -> Any:
-    """A Bench over these stores, whose encoder sums rows of a table."""
+    """Returns an EvalPlan over these stores, whose encoder sums rows of a table."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jaxval.evaluation.encode import Tower
     from jaxval.evaluation.plan import CorpusGroup, EvalPlan, EvalSet
     from jaxval.metrics.measures import parse
+    from jaxval.metrics.ranks import Judgments
     from jaxval.records import ParamsPaths
 
     def encode(params: Any, ids: Any, mask: Any) -> Any:
         return jnp.where(mask[..., None], params["table"][ids], 0).sum(axis=1)
 
     names = tuple(str(row) for row in range(queries.count))
-    judged = EvalSet("dev", "synthetic", queries, names, {name: {name: 1} for name in names})
+    rows = np.arange(queries.count)
+    judgments = Judgments(rows, rows, np.ones_like(rows), queries.count)
+    eval_set = EvalSet("dev", "synthetic", queries, names, judgments)
     tower = Tower(encode, jax.devices(), BATCH_TOKENS, CHUNK_FLOATS)
     return EvalPlan(
         abstract_params={"table": jax.ShapeDtypeStruct((VOCABULARY, DIM), "float32")},
         query_tower=tower,
         passage_tower=tower,
-        groups=(CorpusGroup(corpus, (judged,)),),
+        groups=(CorpusGroup(corpus, (eval_set,)),),
         devices=tuple(jax.devices()),
         params_paths=ParamsPaths(),
         base=None,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxval.checkpoints.lora import Base
 from jaxval.corpus.token_store import TokenStore
 from jaxval.evaluation.encode import Tower
-from jaxval.metrics.ranks import RowQrels
+from jaxval.metrics.ranks import Judgments
 from jaxval.records import Checkpoint, Hits, Params, ParamsPaths, Validation
 
 
@@ -25,7 +25,7 @@ class EvalSet:
       series: The digest of the data and the settings.
       queries: The tokenized queries, in the order of `query_ids`.
       query_ids: The ids of the judged queries.
-      qrels: The judgments, over the rows of the group's corpus.
+      judgments: The judgments, in the order of `query_ids` and over the corpus's rows.
       candidates: With re-ranking, the rows of each query's candidates, [n] int64 each. None
         searches the whole corpus.
     """
@@ -34,7 +34,7 @@ class EvalSet:
     series: str
     queries: TokenStore
     query_ids: tuple[str, ...]
-    qrels: RowQrels
+    judgments: Judgments
     candidates: tuple[np.ndarray, ...] | None = None
 
 

@@ -61,7 +61,7 @@ def validate(
         for eval_set, set_hits in zip(sets, _split(hits, sets), strict=True):
             set_watch = Stopwatch(group_watch.seconds)
             with set_watch("measures"):
-                values = evaluate(plan.measures, eval_set.qrels, eval_set.query_ids, set_hits)
+                values = evaluate(plan.measures, eval_set.judgments, set_hits)
             yield SetResult(
                 eval_set, group.corpus, set_hits, values, restored.found_at, set_watch.seconds
             )

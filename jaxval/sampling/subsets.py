@@ -137,4 +137,4 @@ class _Part:
     def values(self, plan: EvalPlan, judged: EvalSet) -> dict[str, np.ndarray]:
         with self._watch("own"):
             hits = self._searcher.hits()
-            return evaluate(plan.measures, judged.qrels, judged.query_ids, hits)
+            return evaluate(plan.measures, judged.judgments, hits)
