@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from jaxval.evaluation.stopwatch import Stopwatch
 from jaxval.records import Hits, Searcher
 
 _BLOCK = 64
@@ -175,6 +176,31 @@ class BackgroundSearcher:
     def _wait(self) -> None:
         if self._search is not None:
             self._search.result()
+
+
+class TimedSearcher:
+    """A Searcher that counts the seconds of another one.
+
+    Args:
+      searcher: The searcher.
+      watch: Counts the seconds.
+      stage: The stage that they are counted for.
+    """
+
+    def __init__(self, searcher: Searcher, watch: Stopwatch, stage: str):
+        self._searcher = searcher
+        self._watch = watch
+        self._stage = stage
+
+    def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        """Searches a chunk: vectors [n, dim] float32, their rows [n] int64."""
+        with self._watch(self._stage):
+            self._searcher.add(vectors, rows)
+
+    def hits(self) -> Hits:
+        """Returns the best of all chunks so far."""
+        with self._watch(self._stage):
+            return self._searcher.hits()
 
 
 def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
