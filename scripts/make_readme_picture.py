@@ -1,14 +1,17 @@
-"""Draws the README's picture from the output of a run, such as that of `python -m jaxval.demo`.
+"""Draws the README's picture from a run of the demo.
 
-python scripts/make_readme_picture.py runs/demo/jaxval docs/images
+python -m jaxval.demo
+python -m jaxval.main --flagfile=configs/demo.flags > table.txt
+python scripts/make_readme_picture.py runs/demo/jaxval table.txt docs/images
 
-Reads metrics.jsonl and writes demo.svg, a curve with intervals above the table that jaxval prints,
-and demo.txt, the table alone, which the tutorial includes.
+The second command validates nothing: it prints the table of what the ledger holds. The third
+writes demo.svg, a curve with intervals above that table, and demo.txt, the table alone.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +22,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-SIGNIFICANT = 0.05
-SHOWN = ("RR@10", "nDCG@10")
-BEST, LINE = "#c2410c", "#3949ab"
+SHOWN = {"RR@10": "#3949ab", "nDCG@10": "#90a4ae"}
+"""The measures that are drawn, and their colours. The first decides which is best."""
+
+BEST = "#c2410c"
+_SIZE = (8.4, 6.1)
+_LAST = "best on "
+_PATH = re.compile(r"\s+\(/.*\)$")
 
 Row = dict[str, Any]
 
@@ -32,78 +39,53 @@ def read(output_dir: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-def table(rows: Sequence[Row], measure: str) -> list[str]:
-    """Returns the lines of the table: a header, a row for each checkpoint, and the best one."""
-    names = list(rows[0]["measures"])
-    lines = [
-        "    step  " + "".join(f"{name:<18}" for name in names) + "passages/s  seconds".rjust(18)
-    ]
-    best: Row | None = None
-    for row in rows:
-        leads = best is None or row["measures"][measure] > best["measures"][measure]
-        cells = "".join(f"{_cell(row, best, name):<18}" for name in names)
-        seconds = sum(row["seconds"].values())
-        star = "*" if leads else " "
-        lines.append(
-            f"{row['step']:>8}{star} {cells}{row['passages_per_second']:>10,.0f}{seconds:>8.1f}"
-        )
-        best = row if leads else best
-    assert best is not None
-    low, high = best["intervals"][measure]
-    value = best["measures"][measure]
-    end = f"best: step {best['step']}, {measure} {value:.4f} [{low:.4f}, {high:.4f}]"
-    return [*lines, "", end, "* best so far   † significantly different from it (p < 0.05)"]
-
-
-def _cell(row: Row, best: Row | None, name: str) -> str:
-    value = row["measures"][name]
-    if best is None:
-        return f"{value:.4f}"
-    mark = "†" if row["p_values"].get(name, 1.0) < SIGNIFICANT else ""
-    return f"{value:.4f} {value - best['measures'][name]:+.4f}{mark}"
+def table(printed: str) -> list[str]:
+    """Returns the lines of the table, up to the one that names the best, without its path."""
+    lines = printed.splitlines()
+    last = next(number for number, line in enumerate(lines) if line.startswith(_LAST))
+    return [_PATH.sub("", line) for line in lines[: last + 1]]
 
 
 def draw(rows: Sequence[Row], lines: Sequence[str], path: Path) -> None:
-    """Writes the picture as SVG."""
-    settings = {"svg.hashsalt": "jaxval", "font.size": 10, "axes.spines.top": False}
-    with pyplot.rc_context(settings | {"axes.spines.right": False}):
+    """Writes the picture, as SVG."""
+    spines = {"axes.spines.top": False, "axes.spines.right": False}
+    with pyplot.rc_context({"svg.hashsalt": "jaxval", "font.size": 10, **spines}):
         figure, (curves, text) = pyplot.subplots(
-            2, 1, figsize=(8.4, 6.4), height_ratios=(3, 2.6), layout="constrained"
+            2, 1, figsize=_SIZE, height_ratios=(3.4, 2.4), layout="constrained"
         )
-        for name, colour in zip(SHOWN, (LINE, "#90a4ae"), strict=True):
+        for name, colour in SHOWN.items():
             _curve(curves, rows, name, colour)
-        measure = SHOWN[0]
-        best = max(rows, key=lambda row: row["measures"][measure])
-        curves.plot(best["step"], best["measures"][measure], "o", ms=11, mfc="none", mec=BEST, mew=2)
-        curves.annotate(
-            f"best: step {best['step']}",
-            (best["step"], best["measures"][measure]),
-            xytext=(0, -28),
-            textcoords="offset points",
-            ha="center",
-            color=BEST,
-        )
+        _mark_best(curves, rows, next(iter(SHOWN)))
         curves.set(xlabel="training step", ylabel="mean and 95% interval", ylim=(0, None))
-        curves.set_title("Retrieval quality of each checkpoint, while the training runs", loc="left")
+        curves.set_title("Retrieval quality of each checkpoint", loc="left")
         curves.legend(loc="upper left", frameon=False)
         curves.grid(alpha=0.25)
         text.axis("off")
-        text.text(0, 1, "\n".join(lines), family="monospace", size=8.2, va="top", linespacing=1.35)
-        figure.savefig(path, metadata={"Date": None})
+        style = {"family": "monospace", "size": 7.6, "va": "top", "linespacing": 1.35}
+        text.text(0, 1, "\n".join(lines), **style)
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _curve(axes: Any, rows: Sequence[Row], name: str, colour: str) -> None:
     steps = [row["step"] for row in rows]
+    means = [row["measures"][name] for row in rows]
     low, high = zip(*(row["intervals"][name] for row in rows), strict=True)
     axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-    axes.plot(steps, [row["measures"][name] for row in rows], "-o", color=colour, ms=4, label=name)
+    axes.plot(steps, means, "-o", color=colour, ms=4, label=name)
 
 
-def main(output_dir: str, folder: str) -> None:
+def _mark_best(axes: Any, rows: Sequence[Row], measure: str) -> None:
+    best = max(rows, key=lambda row: row["measures"][measure])
+    point = best["step"], best["measures"][measure]
+    axes.plot(*point, "o", ms=11, mfc="none", mec=BEST, mew=2)
+    below = {"xytext": (0, -28), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(f"best: step {best['step']}", point, color=BEST, **below)
+
+
+def main(output_dir: str, printed: str, folder: str) -> None:
     """Writes demo.svg and demo.txt."""
-    rows = read(Path(output_dir))
-    lines = table(rows, SHOWN[0])
-    draw(rows, lines, Path(folder, "demo.svg"))
+    lines = table(Path(printed).read_text(encoding="utf-8"))
+    draw(read(Path(output_dir)), lines, Path(folder, "demo.svg"))
     Path(folder, "demo.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
