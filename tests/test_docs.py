@@ -31,8 +31,8 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 MODEL = ROOT / "tests/encoders/goldens/bert"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-OTHERS = {"flagfile", "help", "requeue"}
-"""Flags of absl and of SLURM."""
+OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir"}
+"""Flags of absl, of SLURM and of the demo's trainer."""
 
 GENERATED = {
     DOCS / "tutorial/notebook.md": DOCS / "tutorial/notebook.ipynb",
