@@ -1,7 +1,7 @@
 """Draws the README's picture from a run of the demo.
 
 python -m jaxval.demo
-python -m jaxval.main --flagfile=configs/demo.flags > table.txt
+python -m jaxval.main --flagfile=jaxval/demo/demo.flags > table.txt
 python scripts/make_readme_picture.py runs/demo/jaxval table.txt docs/images
 
 The second command validates nothing: it prints the table of what the ledger holds. The third

@@ -31,8 +31,8 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 MODEL = ROOT / "tests/encoders/goldens/bert"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir"}
-"""Flags of absl, of SLURM and of the demo's trainer."""
+OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir", "logdir"}
+"""Flags of absl, SLURM, the demo's trainer and TensorBoard."""
 
 GENERATED = {
     DOCS / "tutorial/notebook.md": DOCS / "tutorial/notebook.ipynb",
@@ -82,7 +82,7 @@ def code(path: Path) -> list[str]:
 SLOW = {"make demo", "python -m jaxval.demo"}
 """Commands that train; tests/demo runs what they run."""
 
-DEMO = "python -m jaxval.main --flagfile=configs/demo.flags"
+DEMO = "python -m jaxval.main --flagfile=jaxval/demo/demo.flags"
 """What the demo starts beside its trainer."""
 
 INSTALLS = ("pip ", "make ")
@@ -114,8 +114,9 @@ class World:
         self.finished: dict[str, subprocess.CompletedProcess] = {}
 
     def place(self, text: str) -> str:
-        """Replaces the examples' absolute paths and their GPU."""
+        """Replaces the examples' paths and their GPU."""
         text = re.sub(r"/(?=(?:experiments|models|data)/)", f"{self.root}/", text)
+        text = text.replace("--flagfile=jaxval/", f"--flagfile={ROOT}/jaxval/")
         return text.replace("--devices=gpu:1", "--devices=cpu")
 
     def run(self, command: str) -> subprocess.CompletedProcess:
@@ -133,7 +134,6 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
     world = World(tmp_path_factory.mktemp("docs"))
-    shutil.copytree(ROOT / "configs", world.root / "configs")
     for name in ("bert-base-uncased", "e5-base"):
         shutil.copytree(MODEL, world.root / "models" / name)
     write_texts(world.root / "data/nq-dev")
