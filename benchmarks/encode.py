@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks import inputs, report
 from benchmarks.inputs import Silent
-from jaxval import devices
+from jaxval.cli import devices
 
 WORKER = Path(__file__).parent / "peers/sentence_transformers_worker.py"
 COLLECTIONS = ("squad-dev", "awsdocs-passages")
@@ -41,9 +41,9 @@ class Ours:
         import jax
 
         from jaxval.corpus import tokenizer
-        from jaxval.corpus.tokens import Recipe, open_or_build
-        from jaxval.encode import Tower, default_batch_tokens, place
+        from jaxval.corpus.token_store import Recipe, open_or_build
         from jaxval.encoders import folder
+        from jaxval.evaluation.encode import Tower, default_batch_tokens, place
         from jaxval.records import Text
 
         read = folder.read(str(model))
@@ -64,7 +64,7 @@ class Ours:
 
     def encode(self) -> Any:
         """Vectors of all texts, [texts, dim]."""
-        from jaxval.encode import matrix
+        from jaxval.evaluation.encode import matrix
 
         return matrix(self._tower.chunks(self._params, self.store, Silent()), self.store.count)
 

@@ -180,8 +180,8 @@ class Ours:
     def __init__(self, model: Path, attend: Any):
         import jax
 
-        from jaxval.encode import Tower, default_batch_tokens, place
         from jaxval.encoders import folder
+        from jaxval.evaluation.encode import Tower, default_batch_tokens, place
 
         read = folder.read(str(model))
         encoder = folder.build(read, dtype="bfloat16", attend=attend)
@@ -291,7 +291,7 @@ def beside_peer(
 def store(root: Path, texts: Sequence[str], model: Path) -> Any:
     """A token store of these texts."""
     from jaxval.corpus import tokenizer
-    from jaxval.corpus.tokens import Recipe, open_or_build
+    from jaxval.corpus.token_store import Recipe, open_or_build
     from jaxval.records import Text
 
     return open_or_build(
@@ -309,7 +309,7 @@ def searching(size: Size) -> list[dict[str, Any]]:
     """Seconds of a search, chunk by chunk as a validation brings them."""
     import numpy as np
 
-    from jaxval.search import FaissSearcher
+    from jaxval.evaluation.search import FaissSearcher
 
     rng = np.random.default_rng(0)
     rows = []

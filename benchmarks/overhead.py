@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import inputs, report
-from jaxval import devices
+from jaxval.cli import devices
 
 COLLECTION = "awsdocs-passages"
 STEPS = (10, 20)

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.inputs import Silent
 from benchmarks.lengths import msmarco
-from jaxval import devices
+from jaxval.cli import devices
 
 SIZES = (10_000, 100_000, 1_000_000)
 QUERIES, DEPTH, DIM = 1_000, 100, 32
@@ -95,7 +95,7 @@ def tokenizer() -> Any:
 
 def stored(root: Path, count: int, seed: int) -> Any:
     """A token store of that many texts."""
-    from jaxval.corpus.tokens import Recipe, open_or_build
+    from jaxval.corpus.token_store import Recipe, open_or_build
 
     recipe = Recipe("{text}", "", 256)
     return open_or_build(
@@ -109,27 +109,27 @@ def stored(root: Path, count: int, seed: int) -> Any:
     )
 
 
-def bench(corpus: Any, queries: Any) -> Any:
+def plan(corpus: Any, queries: Any) -> Any:
     """A Bench over these stores, whose encoder sums rows of a table."""
     import jax
     import jax.numpy as jnp
 
-    from jaxval.encode import Tower
-    from jaxval.measures import parse
+    from jaxval.evaluation.encode import Tower
+    from jaxval.evaluation.plan import CorpusGroup, EvalPlan, EvalSet
+    from jaxval.metrics.measures import parse
     from jaxval.records import ParamsPaths
-    from jaxval.validate import Bench, JudgedSet, Round
 
     def encode(params: Any, ids: Any, mask: Any) -> Any:
         return jnp.where(mask[..., None], params["table"][ids], 0).sum(axis=1)
 
     names = tuple(str(row) for row in range(queries.count))
-    judged = JudgedSet("dev", "synthetic", queries, names, {name: {name: 1} for name in names})
+    judged = EvalSet("dev", "synthetic", queries, names, {name: {name: 1} for name in names})
     tower = Tower(encode, jax.devices(), BATCH_TOKENS, CHUNK_FLOATS)
-    return Bench(
+    return EvalPlan(
         abstract_params={"table": jax.ShapeDtypeStruct((VOCABULARY, DIM), "float32")},
         query_tower=tower,
         passage_tower=tower,
-        rounds=(Round(corpus, (judged,)),),
+        groups=(CorpusGroup(corpus, (judged,)),),
         devices=tuple(jax.devices()),
         params_paths=ParamsPaths(),
         base=None,
@@ -145,8 +145,8 @@ def validated(made: Any) -> dict[str, float]:
     import numpy as np
 
     from jaxval.checkpoints.restore import Restored
+    from jaxval.evaluation.validate import validate
     from jaxval.records import Checkpoint
-    from jaxval.validate import validate
 
     table = np.random.default_rng(0).standard_normal((VOCABULARY, DIM), np.float32)
     checkpoint = Checkpoint(1, "1", 1, Path("1"))
@@ -176,7 +176,7 @@ def store(root: Path, count: int) -> dict[str, Any]:
 def validate_all(root: Path, count: int) -> dict[str, Any]:
     """Validations over the store, in this process: one to compile, and one that counts."""
     devices.apply("cpu", root / "compiled")
-    made = bench(stored(root, count, seed=1), stored(root, QUERIES, seed=2))
+    made = plan(stored(root, count, seed=1), stored(root, QUERIES, seed=2))
     validated(made)
     with Memory() as memory:
         stages = validated(made)

@@ -39,18 +39,18 @@ class Watching:
 
     def __post_init__(self) -> None:
         if not self.checkpoint_dir:
-            raise UserError("--checkpoint_dir is not set: name the trainer's directory")
+            raise UserError("`checkpoint_dir` is not set: name the trainer's directory")
         local = "://" not in self.checkpoint_dir
         if local and (Path(self.checkpoint_dir) / "_CHECKPOINT_METADATA").exists():
             raise UserError(
-                f"--checkpoint_dir={self.checkpoint_dir} is itself a checkpoint: name the"
+                f"`checkpoint_dir={self.checkpoint_dir}` is itself a checkpoint: name the"
                 " directory it lies in"
             )
         if local and Path(self.checkpoint_dir).is_file():
-            raise UserError(f"--checkpoint_dir={self.checkpoint_dir} is a file, no directory")
+            raise UserError(f"`checkpoint_dir={self.checkpoint_dir}` is a file, no directory")
         if local and Path(self.checkpoint_dir).resolve() in self.pin_dir.resolve().parents:
             raise UserError(
-                f"--pin_dir={self.pin_dir} lies in the trainer's directory, which is only read:"
+                f"`pin_dir={self.pin_dir}` lies in the trainer's directory, which is only read:"
                 " choose one beside it"
             )
 
@@ -84,15 +84,15 @@ class Model:
     def __post_init__(self) -> None:
         if bool(self.folder) == bool(self.factory):
             raise UserError(
-                "set one of --model=FOLDER (a Hugging Face folder) and"
-                " --encoder=package.module:factory (a Flax module of your own)"
+                "set one of `model=FOLDER` (a Hugging Face folder) and"
+                " `encoder=package.module:factory` (a Flax module of your own)"
             )
         if self.factory and not self.tokenizer:
-            raise UserError("--encoder needs --tokenizer=FOLDER: which tokenizer made its ids?")
+            raise UserError("`encoder` needs `tokenizer=FOLDER`: which tokenizer made its ids?")
         overrides = (self.pooling, self.normalize, self.dim)
         if self.factory and any(value is not None for value in overrides):
             raise UserError(
-                "--pooling, --normalize and --dim belong to --model: an --encoder pools itself"
+                "`pooling`, `normalize` and `dim` belong to `model`: an `encoder` pools itself"
             )
         self._check_params()
 
@@ -100,12 +100,12 @@ class Model:
         paths = self.params_paths
         if (paths.query is None) != (paths.passage is None) or (paths.tree and paths.query):
             raise UserError(
-                "set --query_params_path and --passage_params_path both, and not --params_path,"
+                "set `query_params_path` and `passage_params_path` both, and not `params_path`,"
                 " where each tower has a subtree of its own"
             )
         if (self.base_params is None) != (self.lora_alpha is None):
             raise UserError(
-                "--base_params and --lora_alpha belong together: adapters are scaled by alpha /"
+                "`base_params` and `lora_alpha` belong together: adapters are scaled by alpha /"
                 " rank, and checkpoints do not hold alpha (tevax trains with 30, magix with 32;"
                 " the rank itself scales by 1)"
             )
@@ -168,11 +168,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.confirm and self.search.rerank:
             raise UserError(
-                "--confirm and --rerank do not go together: the whole corpus would be"
+                "`confirm` and `rerank` do not go together: the whole corpus would be"
                 " re-ranked too, not searched; drop one of them"
             )
         if self.confirm and len(self.datasets) != 2:
             raise UserError(
-                f"--confirm={self.confirm} needs two --dataset: first the sample (which"
+                f"`confirm={self.confirm}` needs two `dataset`: first the sample (which"
                 " python -m jaxval.sample writes), then the whole"
             )

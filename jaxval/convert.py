@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jaxval import app
+from jaxval.cli import frame
 from jaxval.errors import UserError
 from jaxval.records import Params
 
@@ -88,4 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, {"Flags": (MODEL, CHECKPOINT_DIR, STEP)}, __doc__ or "")
+    frame.run(main, {"Flags": (MODEL, CHECKPOINT_DIR, STEP)}, __doc__ or "")

@@ -3,7 +3,7 @@
 JaxvalError
 ├── UserError              the settings or the data: ends the run with status 2
 │   ├── DataError          a file: names path and line
-│   ├── EncoderError       the model folder or the --encoder factory
+│   ├── EncoderError       the model folder or the `encoder` factory
 │   └── MismatchError      a checkpoint whose tree does not fit the encoder
 └── CheckpointError        one checkpoint: recorded, and the loop goes on
     ├── UnreadableError    the file system keeps failing: tried again at the next start

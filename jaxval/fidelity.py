@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
-from jaxval import app, devices, flags
+from jaxval.cli import devices, flags, frame
 from jaxval.config import Config
-from jaxval.corpus import sampling
 from jaxval.errors import UserError
 from jaxval.records import Checkpoint
-from jaxval.trackers import pictures
-from jaxval.trackers.console import progress
+from jaxval.results.console import progress
+from jaxval.sampling import figures, strategies
 
 if TYPE_CHECKING:
-    from jaxval.faithful import Plan, Report
+    from jaxval.sampling.compare import PooledStrategy, Report
 
 _STEPS = absl_flags.DEFINE_list(
     "steps", [], "Steps of the checkpoints to compare, e.g. 0,100,200. Empty: all committed."
@@ -51,7 +50,7 @@ _SEED = absl_flags.DEFINE_integer(
     "seed", 0, "Decides what random:size=N draws.", lower_bound=0, upper_bound=2**63 - 1
 )
 
-_TOPICS: app.Topics = {
+_TOPICS: frame.Topics = {
     "Which checkpoints": (flags.SHARED["checkpoint_dir"], _STEPS),
     "Which samples": (_STRATEGY, _RUN, _DENSE_STEP, _SEED),
     "Output, fidelity.json, .png and .svg": (flags.SHARED["output_dir"],),
@@ -65,15 +64,15 @@ _TOPICS: app.Topics = {
 def main() -> int:
     """Flags -> a report, a table and a picture."""
     config = _config()
-    pictures.check()
+    figures.check()
     devices.apply(flags.devices(), config.output_dir / "compiled")
 
-    from jaxval import faithful  # it imports JAX
+    from jaxval.sampling import compare  # it imports JAX
 
     runs = [Path(path).expanduser() for path in _RUN.value]
-    plans = _plans(runs)
-    checkpoints = faithful.choose(config.watching.checkpoint_dir, _steps())
-    report = _run(config, plans, checkpoints, _ranker(config, plans))
+    pools = _pools(runs)
+    checkpoints = compare.choose(config.watching.checkpoint_dir, _steps())
+    report = _run(config, pools, checkpoints, _ranker(config, pools))
     write(config.output_dir, report)
     print(table(report))
     print(f"report       {config.output_dir / 'fidelity.json'}")
@@ -83,23 +82,23 @@ def main() -> int:
 
 def _run(
     config: Config,
-    plans: Sequence[Plan],
+    pools: Sequence[PooledStrategy],
     checkpoints: Sequence[Checkpoint],
     ranker: Checkpoint | None,
 ) -> Report:
-    from jaxval import faithful
+    from jaxval.sampling import compare
 
     def opened() -> Any:
         return devices.open_devices(flags.devices())
 
-    return faithful.run(config, plans, _SEED.value, checkpoints, ranker, opened, progress)
+    return compare.run(config, pools, _SEED.value, checkpoints, ranker, opened, progress)
 
 
-def _ranker(config: Config, plans: Sequence[Plan]) -> Checkpoint | None:
+def _ranker(config: Config, pools: Sequence[PooledStrategy]) -> Checkpoint | None:
     """The checkpoint whose ranking the dense parts take."""
-    from jaxval import dense
+    from jaxval.sampling import dense
 
-    sampling.check_step((plan.strategy for plan in plans), _DENSE_STEP.value)
+    strategies.check_step((pool.strategy for pool in pools), _DENSE_STEP.value)
     if _DENSE_STEP.value is None:
         return None
     return dense.pick(config.watching.checkpoint_dir, _DENSE_STEP.value)
@@ -116,18 +115,18 @@ def _config() -> Config:
     return config
 
 
-def _plans(runs: Sequence[Path]) -> list[Plan]:
+def _pools(runs: Sequence[Path]) -> list[PooledStrategy]:
     """Each strategy once, without the whole corpus."""
-    from jaxval import faithful
+    from jaxval.sampling import compare
 
     for path in runs:
         if not path.is_file():
             raise UserError(f"--run={path}: there is no such file")
-    plans = list(dict.fromkeys(faithful.plan(text, runs) for text in _STRATEGY.value))
-    unused = set(runs).difference(*(each.runs for each in plans))
+    pools = list(dict.fromkeys(compare.pool(text, runs) for text in _STRATEGY.value))
+    unused = set(runs).difference(*(each.runs for each in pools))
     if unused:
         raise UserError(f"--run={min(unused)}: no --strategy has a run part that pools it")
-    parts = [each for each in plans if not each.strategy.full]
+    parts = [each for each in pools if not each.strategy.full]
     if not parts:
         raise UserError("--strategy=full is what the others are held against: name another")
     return parts
@@ -149,7 +148,7 @@ def write(folder: Path, report: Report) -> None:
         if form == "json":
             partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         else:
-            pictures.draw(report, partial, form)
+            figures.draw(report, partial, form)
         partial.replace(whole)
 
 
@@ -190,4 +189,4 @@ def _cell(estimate: dict[str, float | None]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, _TOPICS, __doc__ or "")
+    frame.run(main, _TOPICS, __doc__ or "")

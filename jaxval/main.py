@@ -5,9 +5,10 @@ python -m jaxval.main --flagfile=val.flags
 
 from __future__ import annotations
 
-from jaxval import app, devices, flags, lock
-from jaxval.checkpoints.watch import Watcher
+from jaxval.checkpoints.watcher import Watcher
+from jaxval.cli import devices, flags, frame
 from jaxval.config import Config, Watching
+from jaxval.results import lock
 
 
 def main() -> int:
@@ -21,20 +22,20 @@ def main() -> int:
         watcher = _watcher(config.watching)
         watcher.start()
         try:
-            from jaxval import loop
+            from jaxval.run import session
 
-            return loop.run(config, watcher, lambda: devices.open_devices(flags.devices()))
+            return session.run(config, watcher, lambda: devices.open_devices(flags.devices()))
         finally:
             watcher.stop()
 
 
 def _check(config: Config) -> int:
     """Takes no lock and pins nothing, so that it can run beside another."""
-    from jaxval.check import report, run
-    from jaxval.trackers.console import progress
+    from jaxval.check import check_report, checker
+    from jaxval.results.console import progress
 
-    found = run.run(config, lambda: devices.open_devices(flags.devices()), progress)
-    print(*report.lines(found), sep="\n", flush=True)
+    found = checker.run(config, lambda: devices.open_devices(flags.devices()), progress)
+    print(*map(frame.as_flags, check_report.lines(found)), sep="\n", flush=True)
     return found.status
 
 
@@ -49,4 +50,4 @@ def _watcher(watching: Watching) -> Watcher:
 
 
 if __name__ == "__main__":
-    app.run(main, flags.TOPICS, __doc__ or "")
+    frame.run(main, flags.TOPICS, __doc__ or "")

@@ -213,7 +213,7 @@ class Standing:
 
 
 SCREENED = "screened"
-"""The reason of a Failure that is none: --confirm found it not worth the whole corpus."""
+"""The reason of a Failure that is none: `confirm` found it not worth the whole corpus."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Failure:
     Attributes:
       checkpoint: which one; commit_ns is 0 for one that nobody saw.
       series: in which it has none.
-      reason: one of errors' reasons, or `skipped` (--order=latest went past it), SCREENED,
+      reason: one of errors' reasons, or `skipped` (`order=latest` went past it), SCREENED,
         or `unseen` (by the steps around it, it came and went while no jaxval ran).
       message: what a person should know.
     """

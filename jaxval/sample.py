@@ -18,15 +18,16 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from jaxval import app, devices, flags
+from jaxval.cli import devices, flags, frame
 from jaxval.config import Config
-from jaxval.corpus import beir, bm25, readers, samples, sampling
+from jaxval.corpus import beir, readers
 from jaxval.corpus.datasets import QuerySet, load_queries, none_judged
 from jaxval.corpus.runs import Candidates, Run, of_another_corpus, read_run
-from jaxval.corpus.sampling import Selection, Sieve, Strategy
 from jaxval.errors import UserError
 from jaxval.records import DatasetFiles, Progress, Text
-from jaxval.trackers.console import progress
+from jaxval.results.console import progress
+from jaxval.sampling import bm25, publish, strategies
+from jaxval.sampling.strategies import Selection, Sieve, Strategy
 
 _LOG = logging.getLogger("jaxval.sample")  # not __main__, which app.run does not show
 
@@ -51,7 +52,7 @@ _DENSE_STEP = absl_flags.DEFINE_integer(
     "dense_step", None, "Whose ranking dense:depth=N takes: a step of --checkpoint_dir."
 )
 
-_TOPICS: app.Topics = {
+_TOPICS: frame.Topics = {
     "What is sampled": (flags.SHARED["dataset"],),
     "How": (_STRATEGY, _RUN, _SEED),
     "Output, a new folder with corpus, queries, qrels and manifest.json": (
@@ -106,8 +107,8 @@ def sample(
     """
     _check(strategy, runs)
     queries = load_queries(files)
-    origin = samples.origin(files, strategy, runs, seed, dense.origin if dense else None)
-    if samples.holds(output_dir, origin):
+    origin = publish.origin(files, strategy, runs, seed, dense.origin if dense else None)
+    if publish.holds(output_dir, origin):
         return f"{output_dir} holds this sample already: nothing to do"
     read = [read_run(path, strategy.run or 0, queries.qrels) for path in runs]
     _report(queries, read, strategy)
@@ -117,12 +118,12 @@ def sample(
         return readers.counted(readers.read_texts(files.corpus), bar)
 
     by_dense = dense.rank(strategy.dense or 0) if dense else None
-    (selection,) = sampling.select([strategy], queries, corpus, read, seed, by_dense)
+    (selection,) = strategies.select([strategy], queries, corpus, read, seed, by_dense)
 
     def fill(folder: Path) -> dict[str, int]:
         return _fill(folder, files, queries, read, selection, corpus())
 
-    counts = samples.publish(output_dir, origin, fill)
+    counts = publish.publish(output_dir, origin, fill)
     return (
         f"wrote {output_dir}: {counts['passages']:,} of {counts['corpus']:,} passages,"
         f" {counts['judged']:,} of them judged, and {counts['queries']:,} judged queries"
@@ -235,8 +236,8 @@ def main() -> int:
     if not _STRATEGY.value:
         raise UserError("--strategy is not set (see --help)")
     files, output_dir = flags.dataset(), flags.output_dir().resolve()
-    strategy = sampling.parse(_STRATEGY.value)
-    sampling.check_step([strategy], _DENSE_STEP.value)
+    strategy = strategies.parse(_STRATEGY.value)
+    strategies.check_step([strategy], _DENSE_STEP.value)
     # Also without a dense part: bm25s has JAX open a device, and a trainer's is left alone.
     devices.apply(flags.devices() if strategy.dense else "cpu")
     dense = _dense(flags.config(), output_dir) if strategy.dense else None
@@ -247,9 +248,9 @@ def main() -> int:
 
 def _dense(config: Config, output_dir: Path) -> Dense:
     """The checkpoint that --dense_step names."""
-    from jaxval import dense  # these import JAX
-    from jaxval.prepare import bench
-    from jaxval.prepare.encoding import ranking_settings, read_encoding
+    from jaxval.evaluation import prepare
+    from jaxval.evaluation.encoding import ranking_settings, read_encoding
+    from jaxval.sampling import dense  # these import JAX
 
     if config.search.rerank:
         raise UserError("--rerank ranks no corpus: leave it out, dense:depth=N needs all of it")
@@ -259,8 +260,8 @@ def _dense(config: Config, output_dir: Path) -> Dense:
     def rank(depth: int) -> Candidates:
         with _token_dir(output_dir) as tokens:
             here = replace(config, texts=replace(config.texts, token_dir=tokens))
-            prepared = bench.prepare(here, _open_devices, progress)
-            return dense.rank(checkpoint, prepared.bench, depth, progress)
+            prepared = prepare.prepare(here, _open_devices, progress)
+            return dense.rank(checkpoint, prepared.plan, depth, progress)
 
     identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}
     return Dense({**identity, **settings}, rank)
@@ -287,4 +288,4 @@ def _token_dir(output_dir: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    app.run(main, _TOPICS, __doc__ or "")
+    frame.run(main, _TOPICS, __doc__ or "")

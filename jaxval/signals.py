@@ -91,7 +91,7 @@ def read(output_dir: Folder) -> State:
     except Exception as e:  # whatever it holds instead
         raise ValueError(
             f"{path} is not a file of signals that this jaxval can read ({e!r}): check that"
-            f" {output_dir} is jaxval's --output_dir, and that both sides run the same version"
+            f" {output_dir} is jaxval's `output_dir`, and that both sides run the same version"
             " of jaxval; jaxval writes the file anew after each validation"
         ) from e
 
@@ -104,7 +104,7 @@ class Signals:
     things, so let one of them ask `should_stop` and broadcast the answer.
 
     Args:
-      output_dir: jaxval's --output_dir. It need not exist yet.
+      output_dir: jaxval's `output_dir`. It need not exist yet.
     """
 
     def __init__(self, output_dir: Folder):
@@ -117,7 +117,7 @@ class Signals:
         return self._state().best
 
     def should_stop(self) -> bool:
-        """Whether --patience has run out."""
+        """Whether `patience` has run out."""
         return self._state().stop
 
     def preservation_policy(self, keep: int = 1, newest: int = 1) -> PreservationPolicy:

@@ -22,9 +22,9 @@ import hypothesis
 import jax
 import pytest
 
-from jaxval.corpus import tokens
+from jaxval.corpus import token_store
+from jaxval.corpus.token_store import Recipe, TokenStore
 from jaxval.corpus.tokenizer import Tokenizer, wrap
-from jaxval.corpus.tokens import Recipe, TokenStore
 from jaxval.records import Text
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -110,7 +110,7 @@ def store(tmp_path, tiny_tokenizer) -> Callable[..., TokenStore]:
             text if isinstance(text, Text) else Text(f"d{row}", text)
             for row, text in enumerate(texts)
         ]
-        return tokens.open_or_build(
+        return token_store.open_or_build(
             tmp_path / "tokens",
             whole,
             f"{tmp_path}-{next(numbers)}",

@@ -13,8 +13,8 @@ import transformers
 
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import restore
-from jaxval.encode import place
 from jaxval.encoders import adapter
+from jaxval.evaluation.encode import place
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IDS = jnp.array([[2, 5, 9, 3], [2, 7, 3, 0]], jnp.int32)

@@ -13,43 +13,22 @@ PACKAGE = Path(jaxval.__file__).parent
 
 # From below to above: a room may import those of lower layers.
 LAYERS = (
-    ("records", "errors"),
-    (
-        *(
-            "checkpoints",
-            "corpus",
-            "encoders",
-            "encode",
-            "search",
-            "measures",
-            "ranks",
-            "ledger",
-        ),
-        *("devices", "trackers", "signals", "config", "lock"),
-        *("significance", "agreement", "confirm"),
-    ),
-    ("validate",),
-    ("prepare", "subsets", "dense"),
-    ("loop", "faithful", "check"),
-    ("app", "flags"),
+    ("records", "errors", "atomic", "canonical", "signals"),
+    ("config",),
+    ("metrics", "checkpoints", "corpus", "encoders"),
+    ("evaluation", "results"),
+    ("api", "run", "sampling", "check"),
+    ("cli",),
     ("main", "convert", "sample", "fidelity", "demo"),
 )
 # And these of its own layer.
-ARROWS = {
-    ("encode", "corpus"),
-    ("trackers", "signals"),
-    ("trackers", "significance"),
-    ("confirm", "significance"),
-    ("flags", "app"),
-    ("measures", "ranks"),
-}
+ARROWS = {("signals", "atomic")}
 
 APPS = LAYERS[-1]
 # Rooms that few may know.
 KNOWN_TO = {
-    "flags": APPS,
-    "app": ("flags", *APPS),
-    "config": ("prepare", "loop", "faithful", "check", "flags", *APPS),
+    "cli": APPS,
+    "config": ("evaluation", "api", "run", "sampling", "check", "cli", *APPS),
 }
 
 MODULES = [
@@ -106,31 +85,31 @@ def test_no_arrow_goes_the_wrong_way(path):
 
 
 def test_the_rules_by_hand():
-    assert allowed("loop", "validate")
-    assert allowed("encode", "corpus")
-    assert allowed("main", "flags")
-    assert not allowed("corpus", "encode")
-    assert not allowed("measures", "search")
-    assert not allowed("validate", "prepare")
-    assert not allowed("validate", "config")
-    assert not allowed("loop", "flags")
+    assert allowed("run", "evaluation")
+    assert allowed("evaluation", "corpus")
+    assert allowed("main", "cli")
+    assert not allowed("corpus", "evaluation")
+    assert not allowed("metrics", "checkpoints")
+    assert not allowed("evaluation", "results")
+    assert not allowed("results", "config")
+    assert not allowed("run", "cli")
     assert not allowed("records", "errors")
 
 
 def test_imports_are_found_in_every_spelling():
     source = """
-import jaxval.loop, os
-from jaxval import app as frame, flags
-from jaxval.corpus.tokens import TokenStore
+import jaxval.run.session, os
+from jaxval import atomic as whole, config
+from jaxval.corpus.token_store import TokenStore
 if TYPE_CHECKING:
     from jaxval.records import Text
 def late():
-    import jaxval.ledger
+    import jaxval.results.ledger
 """
     found = sorted(room for room, _ in imported(source))
-    assert found == ["app", "corpus", "flags", "ledger", "loop", "records"]
+    assert found == ["atomic", "config", "corpus", "records", "results", "run"]
     assert {"corpus", "records"} <= {
-        room for room, _ in imported((PACKAGE / "encode.py").read_text())
+        room for room, _ in imported((PACKAGE / "evaluation" / "encode.py").read_text())
     }
 
 
@@ -145,12 +124,12 @@ SLOW = ("jax", "jaxlib", "flax", "orbax", "transformers", "faiss")
 @pytest.mark.parametrize(
     "module",
     [
-        "jaxval.checkpoints.watch",
-        "jaxval.flags",
+        "jaxval.checkpoints.watcher",
+        "jaxval.cli.flags",
         "jaxval.main",
         "jaxval.sample",
         "jaxval.fidelity",
-        "jaxval.devices",
+        "jaxval.cli.devices",
     ],
 )
 def test_jax_is_not_imported_before_the_watcher_runs(module):

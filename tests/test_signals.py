@@ -88,7 +88,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
 def test_an_unreadable_file_is_named_with_the_remedy(tmp_path, content):
     file_in(tmp_path).write_bytes(content)
-    with pytest.raises(ValueError, match=r"signals\.json is not .*--output_dir"):
+    with pytest.raises(ValueError, match=r"signals\.json is not .*output_dir"):
         signals.read(tmp_path)
 
 

@@ -23,12 +23,13 @@ from typing import Any
 
 from benchmarks.fidelity import task
 from benchmarks.inputs import add_data
-from jaxval.confirm import Screening
-from jaxval.corpus import bm25, readers
+from jaxval.corpus import readers
 from jaxval.corpus.datasets import load_queries, parse
-from jaxval.ledger import Ledger
+from jaxval.metrics.screening import Screening
+from jaxval.metrics.significance import compare
 from jaxval.records import SelectBy, Standing, Validation
-from jaxval.significance import compare
+from jaxval.results.ledger import Ledger
+from jaxval.sampling import bm25
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 3, 10, 30, 100)

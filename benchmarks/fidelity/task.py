@@ -17,8 +17,8 @@ from pathlib import Path
 
 from jaxval.corpus import beir, readers
 from jaxval.corpus.datasets import load_queries, parse
-from jaxval.corpus.sampling import draw
 from jaxval.records import Text
+from jaxval.sampling.strategies import draw
 
 
 def build(folder: Path, data: Path, queries: int, distractors: int) -> None:

@@ -1,1 +1,1 @@
-"""What `--check` does: a look at all that a validation will need, before there is one."""
+"""What `check` does: a look at all that a validation will need, before there is one."""

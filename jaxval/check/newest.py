@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import Restored
 from jaxval.errors import JaxvalError, VanishedError
+from jaxval.evaluation.plan import EvalPlan
+from jaxval.evaluation.validate import load
 from jaxval.records import Checkpoint
-from jaxval.validate import Bench, load
 
 _TRIES = 3
 
@@ -36,22 +37,22 @@ class Newest:
     fault: JaxvalError | OSError | None = None
 
 
-def newest(place: str, bench: Bench, listing: Listing = committed) -> Newest:
+def newest(place: str, plan: EvalPlan, listing: Listing = committed) -> Newest:
     """Lists the directory and restores its last step. If the trainer deletes that meanwhile,
     there is a newer one."""
     for _ in range(_TRIES):
         there = listing(place)
         if not there:
             return Newest(place)
-        found = _restored(Newest(place, len(there), there[-1]), there[-1], bench)
+        found = _restored(Newest(place, len(there), there[-1]), there[-1], plan)
         if not isinstance(found.fault, VanishedError):
             break
     return found
 
 
-def _restored(found: Newest, checkpoint: Checkpoint, bench: Bench) -> Newest:
+def _restored(found: Newest, checkpoint: Checkpoint, plan: EvalPlan) -> Newest:
     try:
-        restored = load(checkpoint, bench)
+        restored = load(checkpoint, plan)
     except (JaxvalError, OSError) as error:
         return replace(found, fault=error)
     return replace(found, restored=restored)

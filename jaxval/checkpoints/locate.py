@@ -21,14 +21,14 @@ from jaxval.records import Params, ParamsPaths
 Leaves = Mapping[KeyPath, np.ndarray]
 """What was read, by its path in the checkpoint."""
 
-FOUND = ParamsPaths()
+AUTO = ParamsPaths()
 """No path is named: all is found by structure."""
 
 _LISTED = 5
-_FLAGS = {
-    TIED: "--params_path",
-    QUERY: "--query_params_path",
-    PASSAGE: "--passage_params_path",
+_SETTINGS = {
+    TIED: "params_path",
+    QUERY: "query_params_path",
+    PASSAGE: "passage_params_path",
 }
 
 
@@ -51,7 +51,7 @@ class Plan:
     remarks: tuple[str, ...] = ()
 
 
-def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = FOUND) -> Plan:
+def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = AUTO) -> Plan:
     """Finds the subtree of a checkpoint that has every leaf of the encoder in its shape.
 
     Args:
@@ -184,7 +184,9 @@ def require_asked(found: Shapes, asked: ParamsPaths) -> None:
     named = {TIED: asked.tree, QUERY: asked.query, PASSAGE: asked.passage}
     for tower, path in named.items():
         if path is not None and parse(path) not in there:
-            raise MismatchError(f"{_FLAGS[tower]}={path} is not in it; {_alike(path, there)}")
+            raise MismatchError(
+                f"`{_SETTINGS[tower]}={path}` is not in it; {_alike(path, there)}"
+            )
 
 
 def _alike(path: str, there: Collection[KeyPath]) -> str:
@@ -227,10 +229,10 @@ def _shallow(
     ]
     more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
     listed = ", ".join(layers[:_LISTED]) + more
-    if layers and asked == FOUND:
+    if layers and asked == AUTO:
         raise MismatchError(
             f"{listed} would be left out, and layers like them are taken: is the encoder too"
-            " shallow? Correct num_hidden_layers in --model's config.json, or --encoder; or"
+            " shallow? Correct num_hidden_layers in `model`'s config.json, or `encoder`; or"
             f" accept it by {_naming(chosen)}"
         )
     return [f"the encoder lacks layers like those it takes: {listed}"] if layers else []
@@ -239,7 +241,9 @@ def _shallow(
 def _naming(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
     """The flags that ask for just what was found."""
     return " and ".join(
-        f"{flag}={show(chosen[tower][0])}" for tower, flag in _FLAGS.items() if tower in chosen
+        f"`{flag}={show(chosen[tower][0])}`"
+        for tower, flag in _SETTINGS.items()
+        if tower in chosen
     )
 
 
@@ -254,8 +258,8 @@ def _explain(wanted: Shapes, found: Shapes, path: str | None) -> str:
     return (
         f"the encoder's parameters are not there: {len(misfits)} of {len(wanted)} leaves do not"
         f" fit under {show(prefix)}: {faults}{more}."
-        f" Check --model or --encoder, or name the subtree with --params_path"
-        + ", or give the scanned module itself as --encoder"
+        f" Check `model` or `encoder`, or name the subtree with `params_path`"
+        + ", or give the scanned module itself as `encoder`"
         * scanned
     )
 

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxval.checkpoints.locate import FOUND, Leaves, Plan, place, require_asked
+from jaxval.checkpoints.locate import AUTO, Leaves, Plan, place, require_asked
 from jaxval.checkpoints.towers import TIED, choose, spread
 from jaxval.checkpoints.trees import KeyPath, Shapes, below, flatten, resolve, show
 from jaxval.errors import CorruptError, MismatchError
@@ -77,7 +77,7 @@ Found = Mapping[str, tuple[KeyPath, Readings]]
 """Tower -> the subtree in which its adapters stand, and these."""
 
 
-def plan(base: Base, found: Shapes, asked: ParamsPaths = FOUND) -> Plan:
+def plan(base: Base, found: Shapes, asked: ParamsPaths = AUTO) -> Plan:
     """Finds the adapters of a checkpoint, to be merged into `base`.
 
     Raises:
@@ -90,7 +90,7 @@ def plan(base: Base, found: Shapes, asked: ParamsPaths = FOUND) -> Plan:
     if len(readings) < (2 if asked.query else 1):
         names = ", ".join(f"{one} and {other}" for one, other in _NAMES.items())
         raise MismatchError(
-            f"it holds no adapters ({names}) that fit the encoder's arrays: leave --base_params"
+            f"it holds no adapters ({names}) that fit the encoder's arrays: leave `base_params`"
             " out, or name their subtree"
         )
     chosen = {
@@ -111,7 +111,7 @@ def plan(base: Base, found: Shapes, asked: ParamsPaths = FOUND) -> Plan:
     return Plan(reads, build, place(chosen), TIED not in chosen, (remark,))
 
 
-def find(wanted: Shapes, found: Shapes, asked: ParamsPaths = FOUND) -> Found:
+def find(wanted: Shapes, found: Shapes, asked: ParamsPaths = AUTO) -> Found:
     """The adapters of a checkpoint.
 
     Raises:
@@ -141,7 +141,7 @@ def refuse(wanted: Shapes, found: Shapes) -> None:
     if chosen := find(wanted, found):
         raise MismatchError(
             f"it holds adapters, under {place(chosen)}: name what they change with"
-            " --base_params, and --lora_alpha; or --params_path, to do without them"
+            " `base_params`, and `lora_alpha`; or `params_path`, to do without them"
         )
 
 

@@ -27,11 +27,11 @@ _REFUSALS = frozenset(
 )
 
 
-class Refused(OSError):
+class LinksUnsupported(OSError):
     """No checkpoint can be linked from there to here: there is no use in trying again."""
 
 
-class AtLimit(OSError):
+class PinLimitReached(OSError):
     """As many checkpoints, or bytes, are pinned as may be."""
 
 
@@ -57,7 +57,7 @@ class Pins:
           Refused, OSError: the file system does not make the links; never, or not now.
         """
         if "://" in str(checkpoint.path):
-            raise Refused("an object store has no hard links")
+            raise LinksUnsupported("an object store has no hard links")
         pin = self._pin(checkpoint)
         if not pin.exists():
             self._make(checkpoint, pin)
@@ -101,9 +101,13 @@ class Pins:
     def _check_limit(self) -> None:
         count, size = len(self._sizes), sum(self._sizes.values())
         if self._limit.count is not None and count >= self._limit.count:
-            raise AtLimit(f"{count} checkpoints are pinned already, as --max_pins allows")
+            raise PinLimitReached(
+                f"{count} checkpoints are pinned already, as `max_pins` allows"
+            )
         if self._limit.bytes is not None and size >= self._limit.bytes:
-            raise AtLimit(f"{size / 2**30:.1f} GiB are pinned already (--max_pinned_gib)")
+            raise PinLimitReached(
+                f"{size / 2**30:.1f} GiB are pinned already (`max_pinned_gib`)"
+            )
 
 
 def _build(checkpoint: Checkpoint, pin: Path, items: Collection[str]) -> None:
@@ -136,7 +140,7 @@ def _told(error: OSError, source: Path) -> Exception:
     if isinstance(error, FileNotFoundError):
         return VanishedError(f"{source}: it was deleted or replaced while it was pinned")
     if error.errno in _REFUSALS:
-        return Refused(f"{error.strerror or error}")
+        return LinksUnsupported(f"{error.strerror or error}")
     return error
 
 

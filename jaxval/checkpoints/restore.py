@@ -16,7 +16,7 @@ from etils import epath
 from jaxval.checkpoints import items, locate, lora
 from jaxval.checkpoints.commit import committed, files, read_commit
 from jaxval.checkpoints.items import Item, LoadedItem
-from jaxval.checkpoints.locate import FOUND, Plan
+from jaxval.checkpoints.locate import AUTO, Plan
 from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.trees import flatten
 from jaxval.errors import (
@@ -58,7 +58,7 @@ class Restored:
 def restore(
     checkpoint: Checkpoint,
     abstract_params: Params,
-    asked: ParamsPaths = FOUND,
+    asked: ParamsPaths = AUTO,
     base: Base | None = None,
 ) -> Restored:
     """Reads the leaves that the encoder expects, and nothing else.
@@ -136,7 +136,7 @@ def _plan(
     shapes = items.shapes(found)
     if base is not None:
         return lora.plan(base, shapes, asked)
-    if asked == FOUND:
+    if asked == AUTO:
         wanted = {path: leaf.shape for path, leaf in flatten(abstract_params).items()}
         lora.refuse(wanted, shapes)
     return locate.plan(abstract_params, shapes, asked)

@@ -148,7 +148,7 @@ def unstack(
         listed = ", ".join(f"{show(head)} along axis {axis}" for head, axis in fits)
         raise MismatchError(
             f"the {group.count} layers of {show(group.parent)} may be stacked in {listed}:"
-            " which of them cannot be told; give the scanned module itself as --encoder"
+            " which of them cannot be told; give the scanned module itself as `encoder`"
         )
     return {
         path: Source(resolve((*head, *rest), found), layer, axis)

@@ -82,8 +82,8 @@ def _told(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
     listed = ", ".join(map(show, fits))
     raise MismatchError(
         f"more than one subtree fits the encoder: {listed}. Choose one for both towers, e.g."
-        f" --params_path={show(fits[0])}, or one for each with --query_params_path and"
-        " --passage_params_path"
+        f" `params_path={show(fits[0])}`, or one for each with `query_params_path` and"
+        " `passage_params_path`"
     )
 
 

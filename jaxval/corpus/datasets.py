@@ -1,4 +1,4 @@
-"""Validation sets: what `--dataset` names, and the queries that can be judged."""
+"""Validation sets: what `dataset` names, and the queries that can be judged."""
 
 from __future__ import annotations
 
@@ -65,23 +65,23 @@ class QuerySet:
 
 
 def parse_all(specs: Sequence[str]) -> tuple[DatasetFiles, ...]:
-    """What the repeated flag `--dataset` names, in order. See `parse`.
+    """What the repeated flag `dataset` names, in order. See `parse`.
 
     Raises:
       UserError: there is none, a name stands twice, or one cannot be used.
     """
     if not specs:
-        raise UserError(f"--dataset: none is given: add --dataset={_SPELLING}")
+        raise UserError(f"`dataset`: none is given: add `dataset={_SPELLING}`")
     files = tuple(parse(spec) for spec in specs)
     names = [each.name for each in files]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"--dataset={name}:…: the name stands twice: rename one of them")
+            raise UserError(f"`dataset={name}:…`: the name stands twice: rename one of them")
     return files
 
 
 def parse(spec: str) -> DatasetFiles:
-    """Where the validation set of one `--dataset` lies.
+    """Where the validation set of one `dataset` lies.
 
     `NAME:FOLDER`, `NAME:corpus=PATH,queries=PATH,qrels=PATH`, or a folder with some of
     its files named otherwise, `NAME:FOLDER,qrels=FOLDER/qrels/dev.tsv`.
@@ -91,16 +91,16 @@ def parse(spec: str) -> DatasetFiles:
     """
     name, colon, rest = spec.partition(":")
     if not colon or not rest:
-        raise UserError(f"--dataset={spec}: no path: write {_SPELLING}")
+        raise UserError(f"`dataset={spec}`: no path: write {_SPELLING}")
     if not _NAME.fullmatch(name):
         what = f"the name {name!r} names folders and tags"
-        raise UserError(f"--dataset={spec}: {what}: use letters, digits, '.', '_' and '-'")
+        raise UserError(f"`dataset={spec}`: {what}: use letters, digits, '.', '_' and '-'")
     try:
         folder, named = _split(spec, rest)
         paths = {role: named.get(role) or _offered(spec, folder, role) for role in _ROLES}
     except OSError as error:
         what = f"{error.filename}: {error.strerror}"
-        raise UserError(f"--dataset={spec}: {what}: check who may read it") from error
+        raise UserError(f"`dataset={spec}`: {what}: check who may read it") from error
     return DatasetFiles(name, **paths)
 
 
@@ -129,7 +129,7 @@ def load_queries(files: DatasetFiles) -> QuerySet:
 def none_judged(files: DatasetFiles, where: object) -> DataError:
     """What is wrong with a set whose judged documents all are not there."""
     return DataError(
-        f"--dataset={files.name}: none of the judged documents is in {where}:"
+        f"`dataset={files.name}`: none of the judged documents is in {where}:"
         f" do {files.qrels} and the corpus use the same ids?"
     )
 
@@ -144,10 +144,10 @@ def _split(spec: str, rest: str) -> tuple[Path | None, dict[str, Path]]:
             folder = _existing(spec, part)
             continue
         if role in named:
-            raise UserError(f"--dataset={spec}: {role}= stands twice: keep one of them")
+            raise UserError(f"`dataset={spec}`: {role}= stands twice: keep one of them")
         named[role] = _existing(spec, value)
     if folder and not folder.is_dir():
-        raise UserError(f"--dataset={spec}: {folder} is not a folder: write {_SPELLING}")
+        raise UserError(f"`dataset={spec}`: {folder} is not a folder: write {_SPELLING}")
     return folder, named
 
 
@@ -157,21 +157,21 @@ def _existing(spec: str, value: str) -> Path:
         remedy = f"check the path, the spelling is {_SPELLING}"
         if unknown := re.search(r"(?:^|,)(\w+)=", value):
             remedy = f"{unknown[1]}= is none of {', '.join(f'{role}=' for role in _ROLES)}"
-        raise UserError(f"--dataset={spec}: there is no {value or 'path'!r}: {remedy}")
+        raise UserError(f"`dataset={spec}`: there is no {value or 'path'!r}: {remedy}")
     return path
 
 
 def _offered(spec: str, folder: Path | None, role: str) -> Path:
     """The file that the folder holds for the role."""
     if folder is None:
-        raise UserError(f"--dataset={spec}: no {role}: add {role}=PATH, or name a folder")
+        raise UserError(f"`dataset={spec}`: no {role}: add {role}=PATH, or name a folder")
     found = _judged_split(spec, folder) if role == "qrels" else None
     found = found or _first(folder, _OFFERS[role])
     if found is None:
         looked = ", ".join((("qrels/*",) if role == "qrels" else ()) + _OFFERS[role])
         remedy = f"add one, or ,{role}=PATH to the flag"
         raise UserError(
-            f"--dataset={spec}: no {role} in {folder} (looked for {looked}): {remedy}"
+            f"`dataset={spec}`: no {role} in {folder} (looked for {looked}): {remedy}"
         )
     return found
 
@@ -186,7 +186,7 @@ def _judged_split(spec: str, folder: Path) -> Path | None:
     if len(splits) > 1:
         names = ", ".join(path.name for path in splits)
         remedy = f"choose one by adding ,qrels={splits[0]}"
-        raise UserError(f"--dataset={spec}: several qrels in {inside} ({names}): {remedy}")
+        raise UserError(f"`dataset={spec}`: several qrels in {inside} ({names}): {remedy}")
     return splits[0] if splits else None
 
 
@@ -210,7 +210,7 @@ def _nothing_judged(files: DatasetFiles, query: str, judged: str) -> DataError:
     return DataError(
         f"{files.qrels}: queries without qrels: none of its queries ({judged!r}, …) is in "
         f"{files.queries} ({query!r}, …): name the qrels of these queries, as in "
-        f"--dataset={files.name}:corpus={files.corpus},queries={files.queries},qrels=PATH"
+        f"`dataset={files.name}:corpus={files.corpus},queries={files.queries},qrels=PATH`"
     )
 
 

@@ -297,7 +297,7 @@ def _shown(value: Any) -> str:
 
 def _template_error(template: str, what: str) -> UserError:
     remedy = "use {text} and, if wanted, {title}, as in '{title} {text}'"
-    return UserError(f"--passage_template={template!r}: {what}: {remedy}")
+    return UserError(f"`passage_template={template!r}`: {what}: {remedy}")
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

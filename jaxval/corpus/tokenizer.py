@@ -57,7 +57,7 @@ class Tokenizer:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             raise DataError(
                 f"a text of token ids holds {max(ids)}, and the tokenizer has only"
-                f" {self.vocabulary}: --tokenizer is not the one that made them"
+                f" {self.vocabulary}: `tokenizer` is not the one that made them"
             )
         room = max_len - len(self.opening) - len(self.closing)
         return [*self.opening, *ids[:room], *self.closing]
@@ -77,13 +77,13 @@ def load(name: str) -> Tokenizer:
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(
-            f"--tokenizer={name}: no tokenizer could be loaded ({first[:200]})."
+            f"`tokenizer={name}`: no tokenizer could be loaded ({first[:200]})."
             " Give a folder that holds tokenizer.json"
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise EncoderError(
-            f"--tokenizer={name}: it has no fast form."
+            f"`tokenizer={name}`: it has no fast form."
             " Save it with tokenizer.json, by transformers' convert_slow_tokenizer"
         )
     return wrap(backend, pad=loaded.pad_token_id or 0)
@@ -94,12 +94,12 @@ def _check_folder(name: str) -> None:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith(("/", ".", "~")):
-            raise EncoderError(f"--tokenizer={name}: no such folder")
+            raise EncoderError(f"`tokenizer={name}`: no such folder")
         return  # a hub's name
     if not any((folder / file).is_file() for file in _FILES):
         raise EncoderError(
-            f"--tokenizer={name}: there is no tokenizer in it (none of {', '.join(_FILES)}):"
-            " copy it beside config.json, or name its folder with --tokenizer"
+            f"`tokenizer={name}`: there is no tokenizer in it (none of {', '.join(_FILES)}):"
+            " copy it beside config.json, or name its folder with `tokenizer`"
         )
 
 

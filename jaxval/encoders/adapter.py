@@ -56,7 +56,7 @@ class FunctionEncoder:
       queries: encodes queries; pure.
       passages: encodes passages; pure. The same function where the towers are tied.
       shapes: gives the tree that both expect, each leaf a jax.ShapeDtypeStruct. Floating
-        leaves are held in what --dtype says.
+        leaves are held in what `dtype` says.
     """
 
     queries: Encode
@@ -144,17 +144,17 @@ def load_factory(spec: str) -> Encoder:
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise EncoderError(
-            f"--encoder={spec} is not of the form package.module:factory: "
+            f"`encoder={spec}` is not of the form package.module:factory: "
             "name the module, a colon and the function that returns the encoder"
         )
     factory = _attribute(spec, _import(spec, name), attribute)
     try:
         encoder = factory()
     except EncoderError as error:  # from_linen's, which says all
-        raise EncoderError(f"--encoder={spec}: {error}") from error
+        raise EncoderError(f"`encoder={spec}`: {error}") from error
     except Exception as error:
         raise _blamed(
-            f"--encoder={spec}: {attribute}() raised {_brief(error)}; "
+            f"`encoder={spec}`: {attribute}() raised {_brief(error)}; "
             "it is called without arguments and must return an encoder",
             error,
         ) from error
@@ -232,7 +232,7 @@ def _import(spec: str, name: str) -> Any:
     if name.endswith(".py") or "/" in name:
         module = Path(name).stem
         raise EncoderError(
-            f"--encoder={spec} names a file: name the module, as in {module}:factory, and"
+            f"`encoder={spec}` names a file: name the module, as in {module}:factory, and"
             " start in the directory that holds it"
         )
     here = os.getcwd()  # noqa: PTH109  sys.path holds strings
@@ -243,7 +243,7 @@ def _import(spec: str, name: str) -> Any:
     except Exception as error:
         missing = f"; install it, or start in the directory that holds it (now {here})"
         remedy = missing if isinstance(error, ImportError) else ""
-        message = f"--encoder={spec}: importing {name} raised {_brief(error)}{remedy}"
+        message = f"`encoder={spec}`: importing {name} raised {_brief(error)}{remedy}"
         raise _blamed(message, error) from error
 
 
@@ -252,13 +252,13 @@ def _attribute(spec: str, module: Any, attribute: str) -> Callable[[], Any]:
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, names) or sorted(names)[:5]
         raise EncoderError(
-            f"--encoder={spec}: {module.__name__} has no {attribute!r}; "
+            f"`encoder={spec}`: {module.__name__} has no {attribute!r}; "
             f"nearest: {', '.join(near) or 'nothing, it is empty'}"
         )
     factory = getattr(module, attribute)
     if not callable(factory):
         raise EncoderError(
-            f"--encoder={spec}: {attribute} is a {type(factory).__name__}, not a function; "
+            f"`encoder={spec}`: {attribute} is a {type(factory).__name__}, not a function; "
             "name a function that returns the encoder"
         )
     return factory  # type: ignore[no-any-return]
@@ -268,7 +268,7 @@ def _checked(spec: str, encoder: Any) -> Encoder:
     lacking = [name for name in _METHODS if not callable(getattr(encoder, name, None))]
     if lacking:
         raise EncoderError(
-            f"--encoder={spec} returned a {type(encoder).__name__} without "
+            f"`encoder={spec}` returned a {type(encoder).__name__} without "
             f"{', '.join(lacking)}; wrap a linen module in "
             "jaxval.encoders.adapter.from_linen, or functions in FunctionEncoder"
         )

@@ -160,7 +160,7 @@ def check_length(ids: jax.Array, limit: Limit) -> None:
     if ids.shape[1] > limit.tokens:
         raise EncoderError(
             f"texts of {ids.shape[1]} tokens, but the model has {limit}: lower "
-            "--query_max_len and --passage_max_len"
+            "`query_max_len` and `passage_max_len`"
         )
 
 

@@ -50,7 +50,7 @@ def require(config: Mapping[str, Any], name: str, allowed: Iterable[Any], defaul
     if value not in allowed:
         raise EncoderError(
             f"{name} {value!r} is not supported by the {config.get('model_type')} encoder "
-            f"(it takes {', '.join(map(repr, allowed))}); bring your own module with --encoder"
+            f"(it takes {', '.join(map(repr, allowed))}); bring your own module with `encoder`"
         )
 
 

@@ -177,7 +177,7 @@ def _locate(name: str, weights: bool, download: Callable[[str, list[str]], str])
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise EncoderError(
-            f"--model={name}: no such folder, and not to be had from the Hugging Face hub "
+            f"`model={name}`: no such folder, and not to be had from the Hugging Face hub "
             f"({type(error).__name__}: {reason[:200]}); name a folder with config.json"
         ) from error
 
@@ -188,7 +188,7 @@ def _family(path: Path) -> tuple[str, Any]:
     if name not in FAMILIES:
         raise EncoderError(
             f"{path}: model_type {name!r} is not built in (there are "
-            f"{', '.join(FAMILIES)}); bring your own module with --encoder"
+            f"{', '.join(FAMILIES)}); bring your own module with `encoder`"
         )
     try:
         return name, FAMILIES[name].configure(config)
@@ -209,7 +209,7 @@ def _modules(root: Path) -> dict[str, Path]:
     if kinds != [kind for kind in _ORDER if kind in kinds] or "Transformer" not in kinds:
         raise EncoderError(
             f"{listing}: the chain {' > '.join(kinds) or 'of nothing'} is not supported (it "
-            f"may be {' > '.join(_ORDER)}, each once); bring your own module with --encoder"
+            f"may be {' > '.join(_ORDER)}, each once); bring your own module with `encoder`"
         )
     return dict(found)
 
@@ -226,13 +226,13 @@ def _pooling(folder: Path) -> str:
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise EncoderError(
             f"{path}: pooling {' + '.join(modes) or 'by nothing'} is not supported (there "
-            "are cls, mean, lasttoken); bring your own module with --encoder"
+            "are cls, mean, lasttoken); bring your own module with `encoder`"
         )
     pooling = _POOLINGS[modes[0]]
     if pooling == "mean" and config.get("include_prompt") is False:
         raise EncoderError(
             f"{path}: a mean without the prompt (include_prompt false) is not supported; "
-            "bring your own module with --encoder"
+            "bring your own module with `encoder`"
         )
     return pooling
 
@@ -266,7 +266,7 @@ def _projection(folder: Path) -> Projection:
         raise EncoderError(
             f"{path}: only a dense layer with out_features, over the sentence embedding, "
             f"followed by {' or '.join(ACTIVATIONS)}, without residual, is supported; "
-            "bring your own module with --encoder"
+            "bring your own module with `encoder`"
         )
     return Projection(config["out_features"], config.get("bias", True), activation)
 

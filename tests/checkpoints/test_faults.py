@@ -7,10 +7,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from test_restore import ABSTRACT, DAMAGED, only
 
 from jaxval.checkpoints.restore import restore
 from jaxval.errors import CheckpointError, CorruptError, MismatchError, VanishedError
+from tests.checkpoints.test_restore import ABSTRACT, DAMAGED, only
 
 REASONS = (CorruptError, VanishedError, MismatchError)
 COUNTED = {"dense": {"bias": 1.0, "kernel": 2.0}, "embed": {"embedding": 3.0}}

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
-from test_restore import only
 
 from jaxval.checkpoints.restore import restore
 from jaxval.encoders import folder
+from tests.checkpoints.conftest import FIXTURES
+from tests.checkpoints.test_restore import only
 
 MADE = FIXTURES / "flax_bert"
 

@@ -77,7 +77,7 @@ def test_two_candidates_are_listed_with_the_flags_to_choose():
     found = under("default", "params") | under("default", "ema_params")
     said = refusal(found)
     assert "default/ema_params, default/params. Choose one" in said
-    assert "--params_path=default/ema_params, or one for each with --query_params_path" in said
+    assert "`params_path=default/ema_params`, or one for each with `query_params_path`" in said
     assert plan(found, tree="default/ema_params").found_at == "default/ema_params"
 
 
@@ -95,12 +95,12 @@ def test_a_missing_leaf_is_named_with_the_nearest_there_is():
 def test_a_params_path_that_is_not_there_is_told_the_nearest():
     found = under("default", "params") | under("default", "ema_params")
     assert refusal(found, tree="default/ema") == (
-        "--params_path=default/ema is not in it; nearest: default/ema_params"
+        "`params_path=default/ema` is not in it; nearest: default/ema_params"
     )
     assert refusal(found, query="default/parms", passage="default/params") == (
-        "--query_params_path=default/parms is not in it; nearest: default/params"
+        "`query_params_path=default/parms` is not in it; nearest: default/params"
     )
-    assert refusal(found, tree="zzz") == "--params_path=zzz is not in it; at its root: default"
+    assert refusal(found, tree="zzz") == "`params_path=zzz` is not in it; at its root: default"
 
 
 def test_heads_that_the_encoder_lacks_are_left_out_and_said():
@@ -117,8 +117,8 @@ def test_layers_that_the_encoder_lacks_are_an_error_unless_their_tree_is_named()
     found = under("default", "params", wanted=LAYERED)
     said = refusal(found, SHALLOW)
     assert "default/params/encoder/layer/2 would be left out, and layers like them" in said
-    assert said.endswith("or accept it by --params_path=default/params")
-    assert "Correct num_hidden_layers in --model's config.json, or --encoder" in said
+    assert said.endswith("or accept it by `params_path=default/params`")
+    assert "Correct num_hidden_layers in `model`'s config.json, or `encoder`" in said
     chosen = plan(found, SHALLOW, tree="default/params")
     assert chosen.remarks == (
         "the encoder lacks layers like those it takes: default/params/encoder/layer/2",
@@ -134,7 +134,7 @@ def test_layers_with_a_stem_and_those_of_one_tower_are_counted_too():
     said = refusal(found, layers(2))
     assert said.startswith("passage/layers_2, passage/layers_3, passage/")
     assert "passage/layers_6 and 5 more would be left out" in said
-    assert said.endswith("--query_params_path=query and --passage_params_path=passage")
+    assert said.endswith("`query_params_path=query` and `passage_params_path=passage`")
     assert plan(found, layers(2), query="query", passage="passage").untied
 
 
@@ -274,7 +274,7 @@ def test_an_axis_that_cannot_be_told_is_an_error():
     found = {("layer", "kernel"): (3, 3, 5)}
     said = refusal(found, wanted)
     assert "layer along axis 0, layer along axis 1: which of them cannot be told; give" in said
-    assert said.endswith("give the scanned module itself as --encoder")
+    assert said.endswith("give the scanned module itself as `encoder`")
 
 
 def test_a_body_that_wraps_the_layer_is_one_more_name():
@@ -300,9 +300,9 @@ def test_two_bodies_that_wrap_a_layer_cannot_be_told_apart():
 
 def test_a_stack_deeper_down_is_said_to_be_for_the_scanned_module():
     found = {("layers", "a", "b", "Dense_0", "kernel"): (2, 4, 4), ("words",): (8, 4)}
-    assert refusal(found, BLOCKS).endswith(", or give the scanned module itself as --encoder")
+    assert refusal(found, BLOCKS).endswith(", or give the scanned module itself as `encoder`")
     found = {("layers", "a", "b", "Dense_0", "kernel"): (3, 4, 4), ("words",): (8, 4)}
-    assert refusal(found, BLOCKS).endswith("or name the subtree with --params_path")
+    assert refusal(found, BLOCKS).endswith("or name the subtree with `params_path`")
 
 
 def test_stacked_moments_are_no_layers():

@@ -8,8 +8,8 @@ import pytest
 
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import fitted, read, restore, standing
-from jaxval.encode import place
 from jaxval.errors import CorruptError, MismatchError, NonFiniteError, VanishedError
+from jaxval.evaluation.encode import place
 
 ABSTRACT = {
     "dense": {

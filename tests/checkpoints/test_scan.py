@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_restore import only
 
 from jaxval.checkpoints.restore import restore
 from jaxval.encoders.adapter import from_linen
+from tests.checkpoints.test_restore import only
 
 LAYERS, WIDTH = 3, 8
 IDS = jnp.array([[1, 2, 3], [3, 1, 0]], jnp.int32)

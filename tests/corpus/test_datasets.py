@@ -23,7 +23,7 @@ def make(folder: Path, *names: str) -> Path:
 def refused(spec: str) -> str:
     with pytest.raises(UserError) as caught:
         datasets.parse(spec)
-    assert str(caught.value).startswith(f"--dataset={spec}: ")
+    assert str(caught.value).startswith(f"`dataset={spec}`: ")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -139,9 +139,9 @@ def test_parse_all(tmp_path):
     make(tmp_path, *BEIR)
     both = datasets.parse_all([f"b:{tmp_path}", f"a:{tmp_path}"])
     assert [files.name for files in both] == ["b", "a"]
-    with pytest.raises(UserError, match=r"--dataset=a:…: the name stands twice: rename one"):
+    with pytest.raises(UserError, match=r"`dataset=a:…`: the name stands twice: rename one"):
         datasets.parse_all([f"a:{tmp_path}", f"a:{tmp_path}"])
-    with pytest.raises(UserError, match=r"--dataset: none is given: add --dataset=NAME:FOLDER"):
+    with pytest.raises(UserError, match=r"`dataset`: none is given: add `dataset=NAME:FOLDER"):
         datasets.parse_all([])
 
 

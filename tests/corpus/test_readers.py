@@ -309,7 +309,7 @@ def test_bad_templates_are_named(template, what):
     with pytest.raises(UserError) as caught:
         readers.check_template(template)
     assert str(caught.value).startswith(
-        f"--passage_template={template!r}: {what}: use {{text}}"
+        f"`passage_template={template!r}`: {what}: use {{text}}"
     )
 
 

@@ -61,7 +61,7 @@ def test_special_tokens_are_found_where_the_tokenizer_puts_them(single, opening,
 def test_ids_beyond_the_vocabulary_are_another_tokenizers(tiny_tokenizer):
     assert tiny_tokenizer.vocabulary == 30
     assert tiny_tokenizer.encode([(29,)], 8) == [[2, 29, 3]]
-    with pytest.raises(DataError, match=r"holds 30,.* has only 30: --tokenizer"):
+    with pytest.raises(DataError, match=r"holds 30,.* has only 30: `tokenizer`"):
         tiny_tokenizer.encode([(4, 30, 5)], 8)
 
 
@@ -110,6 +110,6 @@ def test_a_folder_without_a_tokenizer(tmp_path, name):
     with pytest.raises(EncoderError) as caught:
         load(str(folder))
     why = {"empty": "there is no tokenizer in it", "broken": "no tokenizer could be loaded"}
-    assert str(caught.value).startswith(f"--tokenizer={folder}: {why[name]}")
+    assert str(caught.value).startswith(f"`tokenizer={folder}`: {why[name]}")
     assert "tokenizer.json" in str(caught.value)
     assert "\n" not in str(caught.value)

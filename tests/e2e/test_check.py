@@ -2,10 +2,10 @@
 
 import pytest
 
-from jaxval import lock
+from jaxval.results import lock
 from tests.e2e import world
 from tests.e2e.test_main import Run
-from tests.test_oom import ROOM
+from tests.evaluation.test_memory import ROOM
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_batches_that_are_too_large_are_told(run, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv(ROOM, "100")
     world.save(run.checkpoints, [3])
-    status, out, _ = run.finish("--check", encoder="tests.test_oom:encoder", batch_tokens=1024)
+    status, out, _ = run.finish(
+        "--check", encoder="tests.evaluation.test_memory:encoder", batch_tokens=1024
+    )
     assert status == 0
     (warning,) = [line for line in out.splitlines() if line.startswith("warning: ")]
     assert "a batch of 1,024 tokens does not fit" in warning

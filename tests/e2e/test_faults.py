@@ -17,11 +17,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxval import signals
-from jaxval.corpus import tokens
-from jaxval.corpus.tokens import Recipe
+from jaxval.corpus import token_store
+from jaxval.corpus.token_store import Recipe
 from jaxval.errors import DataError
 from jaxval.records import Checkpoint, Text, Validation
-from jaxval.trackers.tensorboard import TensorBoard
+from jaxval.results.tensorboard import TensorBoard
 from tests.e2e import world
 from tests.e2e.test_main import ROOT, Run
 
@@ -415,7 +415,7 @@ def test_a_disk_that_fills_up_while_it_tokenizes_leaves_nothing_half_written(
     recipe = Recipe("{title} {text}", "", 64)
 
     def build():
-        return tokens.open_or_build(
+        return token_store.open_or_build(
             small_disk / "tokens", texts, "o", tiny_tokenizer, recipe, places=str, bar=silent
         )
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jaxval.corpus.sampling import draw
+from jaxval.sampling.strategies import draw
 from tests.e2e import world
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +186,7 @@ def test_on_a_device_with_too_little_memory_the_batch_is_halved(place, monkeypat
     out = place.root / "small"
     ran = place.start(
         *("--strategy=random:size=3", "--batch_tokens=512"),
-        **{"output_dir": out, "encoder": "tests.test_oom:encoder"},
+        **{"output_dir": out, "encoder": "tests.evaluation.test_memory:encoder"},
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("the device is out of memory") == 3  # 256, 128, 64; once for all

@@ -139,7 +139,7 @@ def test_a_factory_is_found_in_the_working_directory(here):
     ],
 )
 def test_each_fault_is_one_line_with_a_remedy(here, spec, message):
-    with pytest.raises(EncoderError, match="--encoder=") as caught:
+    with pytest.raises(EncoderError, match="`encoder=") as caught:
         load_factory(spec)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

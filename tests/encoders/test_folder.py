@@ -262,7 +262,7 @@ def test_a_hub_that_does_not_answer_is_one_line():
     def download(name, patterns):
         raise OSError("no route\nto host")
 
-    with pytest.raises(EncoderError, match="--model=org/name: no such folder") as caught:
+    with pytest.raises(EncoderError, match="`model=org/name`: no such folder") as caught:
         folder.read("org/name", download=download)
     assert "\n" not in str(caught.value)
 
@@ -279,7 +279,7 @@ def test_broken_descriptions_name_the_file(bare):
 @pytest.mark.parametrize("entries", [{"model_type": "mamba"}, {"hidden_act": "laplace"}])
 def test_models_that_are_not_built_in(bare, entries):
     edit(bare / "config.json", **entries)
-    with pytest.raises(EncoderError, match=r"config.json: .* with --encoder"):
+    with pytest.raises(EncoderError, match=r"config.json: .* with `encoder`"):
         read(bare)
 
 

@@ -1,0 +1,1 @@
+"""The frame of an app: flags, devices, help, messages and exit status."""

@@ -1,0 +1,1 @@
+"""Validates one checkpoint: what is prepared once, and the stages."""

@@ -1,0 +1,223 @@
+"""A validation set made ready: tokenized, its qrels in rows, its series named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from jaxval.config import Config, Search
+from jaxval.corpus import readers, token_store
+from jaxval.corpus.datasets import QuerySet, none_judged
+from jaxval.corpus.runs import Candidates, of_another_corpus, read_run
+from jaxval.corpus.token_store import TokenStore
+from jaxval.evaluation.encoding import Encoding, digest, ranking_settings
+from jaxval.evaluation.plan import EvalSet
+from jaxval.metrics.ranks import RowQrels
+from jaxval.records import DatasetFiles, Progress, Qrels, Text
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """A set that can be validated on.
+
+    Attributes:
+      corpus: tokenized.
+      judged: its queries and qrels.
+      settings: what the ledger is to know about its series.
+    """
+
+    corpus: TokenStore
+    judged: EvalSet
+    settings: dict[str, Any]
+
+
+def prepare_set(
+    files: DatasetFiles,
+    queries: QuerySet,
+    config: Config,
+    encoding: Encoding,
+    measures: Sequence[Any],
+    progress: Progress,
+) -> PreparedSet:
+    """Reads and tokenizes a set, and says what is left out of it.
+
+    Args:
+      files: the set's.
+      queries: what was read of them already.
+      config, encoding, measures: of the run.
+      progress: shows the tokenizing.
+
+    Raises:
+      DataError: the corpus cannot be used, or has none of the judged documents.
+    """
+    named = _candidates(config.search, queries)
+    origin = readers.digest(files.corpus)
+    corpus = _tokenize_corpus(files, origin, named, config, encoding, progress)
+    stored = _tokenize_queries(files, queries, config, encoding, progress)
+    rows = corpus.find(sorted({doc for grades in queries.qrels.values() for doc in grades}))
+    _report(queries, stored, corpus, rows, "in the corpus" if named is None else "candidates")
+    if not rows:
+        where = files.corpus if named is None else f"{config.search.rerank} and {files.corpus}"
+        raise none_judged(files, where)
+    settings = {
+        "dataset": files.name,
+        "corpus": origin,
+        "queries": queries.digest,
+        **ranking_settings(config, encoding),
+        "depth": config.search.depth,
+        "measures": sorted(map(str, measures)),
+    }
+    if named is not None:
+        settings["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
+    judged = EvalSet(
+        name=files.name,
+        series=digest(settings),
+        queries=stored,
+        query_ids=tuple(text.id for text in queries.texts),
+        qrels=_in_rows(queries.qrels, rows),
+        candidates=None if named is None else _candidate_rows(queries, named, corpus),
+    )
+    return PreparedSet(corpus, judged, settings)
+
+
+def _in_rows(qrels: Qrels, rows: Mapping[str, int]) -> RowQrels:
+    """With the corpus's rows for documents; what it lacks keeps a name of its own."""
+    return {
+        query: {str(rows.get(doc, f"outside:{quote(doc)}")): grade for doc, grade in of.items()}
+        for query, of in qrels.items()
+    }
+
+
+def _candidates(search: Search, queries: QuerySet) -> Candidates | None:
+    """Of each query, the passages that are scored; None for all."""
+    if search.rerank is None:
+        return None
+    run = read_run(search.rerank, search.depth, queries.qrels)
+    without = len(queries.texts) - len(run.hits)
+    if without:
+        remark = "%s: of %d judged queries %d are not in %s and find nothing"
+        _LOG.warning(remark, queries.name, len(queries.texts), without, search.rerank)
+    return run.hits
+
+
+def _among(
+    texts: Iterable[Text], ids: Collection[str], flag: str, files: DatasetFiles
+) -> Iterator[Text]:
+    """Those of these ids; DataError if there is none."""
+    found = 0
+    for text in texts:
+        if text.id in ids:
+            found += 1
+            yield text
+    if not found:
+        raise of_another_corpus(flag, ids, files.corpus)
+
+
+def _candidate_rows(
+    queries: QuerySet, named: Candidates, corpus: TokenStore
+) -> tuple[np.ndarray, ...]:
+    """The candidates of each query, as rows of the corpus."""
+    ids = sorted({id_ for passages in named.values() for id_ in passages})
+    rows = corpus.find(ids)
+    if len(rows) < len(ids):
+        remark = "%s: of %d candidates %d are not in the corpus and are left out"
+        _LOG.warning(remark, queries.name, len(ids), len(ids) - len(rows))
+    return tuple(
+        np.array([rows[id_] for id_ in named.get(text.id, ()) if id_ in rows], np.int64)
+        for text in queries.texts
+    )
+
+
+def _tokenize_corpus(
+    files: DatasetFiles,
+    origin: str,
+    named: Candidates | None,
+    config: Config,
+    encoding: Encoding,
+    progress: Progress,
+) -> TokenStore:
+    """The corpus, or of it the candidates alone."""
+    texts = readers.read_texts(files.corpus)
+    if named is not None:
+        ids = frozenset(id_ for passages in named.values() for id_ in passages)
+        texts = _among(texts, ids, f"`rerank={config.search.rerank}`", files)
+        origin = digest([origin, sorted(ids)])
+    return token_store.open_or_build(
+        config.texts.token_dir,
+        texts,
+        origin,
+        encoding.tokenizer,
+        encoding.passages,
+        places=lambda id_: readers.places(files.corpus, id_),
+        bar=lambda: progress(f"{files.name}: tokenizing passages", None),
+    )
+
+
+def _tokenize_queries(
+    files: DatasetFiles,
+    queries: QuerySet,
+    config: Config,
+    encoding: Encoding,
+    progress: Progress,
+) -> TokenStore:
+    return token_store.open_or_build(
+        config.texts.token_dir,
+        queries.texts,
+        queries.digest,
+        encoding.tokenizer,
+        encoding.queries,
+        places=lambda id_: readers.places(files.queries, id_),
+        bar=lambda: progress(f"{files.name}: tokenizing queries", None),
+    )
+
+
+def _report(
+    queries: QuerySet,
+    stored: TokenStore,
+    corpus: TokenStore,
+    rows: dict[str, int],
+    where: str,
+) -> None:
+    """Says what the set holds, and everything about it that is left out or looks wrong."""
+    judged = {doc for grades in queries.qrels.values() for doc in grades}
+    _LOG.info(
+        "%s: %d passages of %.0f tokens (%.1f%% padding, widths %s), %d queries of %.0f tokens",
+        queries.name,
+        corpus.count,
+        corpus.tokens / corpus.count,
+        100 * (1 - corpus.tokens / corpus.padded),
+        " ".join(str(bucket.width) for bucket in corpus.buckets),
+        stored.count,
+        stored.tokens / stored.count,
+    )
+    irrelevant = sum(max(grades.values()) <= 0 for grades in queries.qrels.values())
+    remarks = {
+        "of %d judged queries %d have no relevant document, by their qrels": (
+            len(queries.texts),
+            irrelevant,
+        ),
+        f"of %d judged documents %d are not {where}; they count as never found": (
+            len(judged),
+            len(judged) - len(rows),
+        ),
+        "of %d queries %d reach `query_max_len` and may be cut": (stored.count, stored.full),
+        "of %d passages %d reach `passage_max_len` and may be cut": (corpus.count, corpus.full),
+        "beside %d judged queries, %d have no judgement and are left out": (
+            len(queries.texts),
+            queries.unjudged,
+        ),
+        "beside %d judged queries, %d of the qrels have no text and are left out": (
+            len(queries.texts),
+            queries.unknown_queries,
+        ),
+    }
+    for remark, (whole, part) in remarks.items():
+        if part:
+            _LOG.warning("%s: " + remark, queries.name, whole, part)

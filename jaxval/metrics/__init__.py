@@ -1,0 +1,1 @@
+"""Measures, significance tests, agreement of rankings, and screening."""

@@ -1,1 +1,0 @@
-"""Config -> Bench: everything is read, checked and tokenized before a device works."""

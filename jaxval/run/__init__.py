@@ -1,0 +1,1 @@
+"""Validates checkpoint after checkpoint."""

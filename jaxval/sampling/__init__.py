@@ -1,0 +1,1 @@
+"""Sampled corpora: strategies, rankings to sample by, comparison with the whole."""

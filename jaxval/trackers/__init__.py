@@ -1,1 +1,0 @@
-"""What shows or mirrors the ledger: one file each."""

@@ -1,0 +1,90 @@
+"""What a model's folder says of its texts, and what the flags say against it."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxval.config import Config, Model, Search, Texts
+from jaxval.errors import EncoderError
+from jaxval.evaluation.prepare import prepare
+from jaxval.records import DatasetFiles, ParamsPaths
+
+GOLDENS = Path(__file__).parents[1] / "encoders" / "goldens"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The golden BERT with prompts for both kinds."""
+    folder = Path(shutil.copytree(GOLDENS / "bert", tmp_path / "model"))
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, beir, model):
+    data = beir()
+    files = (data / "corpus.jsonl", data / "queries.jsonl", data / "qrels" / "test.tsv")
+    return Config(
+        watching=None,  # which checkpoints does not matter here
+        datasets=(DatasetFiles("tiny", *files),),
+        model=Model(str(model), None, None, ParamsPaths(), "float32", None, None, None),
+        texts=Texts("{title} {text}", None, None, 12, 12, tmp_path / "tokens"),
+        search=Search("dot", "float32", 10, ("RR@10",), None),
+        batch_tokens=None,
+        output_dir=tmp_path / "out",
+        write_run=None,
+        select_by=None,
+        confirm=None,
+        patience=None,
+        keep_best=0,
+    )
+
+
+def prefixes(config, silent):
+    prepared = prepare(config, lambda: jax.devices()[:1], silent)
+    (settings,) = prepared.settings.values()
+    return settings["query texts"]["prefix"], settings["passages"]["prefix"]
+
+
+def changed(config, **texts):
+    return dataclasses.replace(config, texts=dataclasses.replace(config.texts, **texts))
+
+
+def test_prompts_of_the_folder_are_the_prefixes_and_said(config, silent, caplog):
+    with caplog.at_level(logging.INFO):
+        assert prefixes(config, silent) == ("query: ", "passage: ")
+    assert "before each query stands 'query: ', as `model` says" in caplog.text
+
+
+def test_flags_have_the_last_word_even_empty_ones(config, silent, caplog):
+    with caplog.at_level(logging.INFO):
+        found = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
+    assert found == ("ask: ", "")
+    assert "before each query stands 'ask: ', as `query_prefix` says" in caplog.text
+    assert "before each passage stands nothing; `model` says 'passage: '" in caplog.text
+
+
+def test_a_folder_without_prompts_has_empty_prefixes(config, silent, model):
+    (model / "config_sentence_transformers.json").unlink()
+    assert prefixes(config, silent) == ("", "")
+
+
+def test_texts_that_the_model_does_not_take(config, silent):
+    with pytest.raises(
+        EncoderError, match="`query_max_len=41`: the model has 40 positions; set"
+    ):
+        prefixes(changed(config, query_max_len=41), silent)
+
+
+def test_a_length_that_no_flag_sets_is_within_the_models_limit(config, silent):
+    config = changed(config, query_max_len=None, passage_max_len=None)
+    prepared = prepare(config, lambda: jax.devices()[:1], silent)
+    (settings,) = prepared.settings.values()
+    lengths = settings["query texts"]["max_len"], settings["passages"]["max_len"]
+    assert lengths == (40, 40)  # usually 64 and 256

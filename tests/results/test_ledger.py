@@ -1,0 +1,225 @@
+import dataclasses
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxval.errors import UserError
+from jaxval.records import Checkpoint, Failure, Standing, Validation
+from jaxval.results.ledger import Ledger
+
+FIRST = Checkpoint(step=10, name="10", commit_ns=1_700_000_000_123_456_789, path=Path("/c/10"))
+SETTINGS = {"dataset": "dev", "depth": 100}
+
+
+def validation(checkpoint=FIRST, series="s1", values=(1.0, 0.5), **changes):
+    made = Validation(
+        checkpoint=checkpoint,
+        dataset={"s1": "dev", "s2": "other"}[series],
+        series=series,
+        params_at="default/params",
+        passages=3,
+        queries=len(values),
+        per_query={"RR@10": np.array(values), "AP": np.array(values) / 3},
+        seconds={"restore": 0.1, "passages": 1 / 3},
+        standing=Standing(
+            intervals={"RR@10": (0.1, 1 / 3), "AP": (0.0, 1.0)},
+            against=None if checkpoint is FIRST else FIRST.step,
+            p_values={} if checkpoint is FIRST else {"AP": 1 / 7},
+        ),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def again(checkpoint, commit_ns):
+    return dataclasses.replace(checkpoint, commit_ns=commit_ns)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "out" / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path):
+    opened = Ledger(path)
+    opened.open_series("s1", "dev", SETTINGS, ["q1", "q2"])
+    opened.open_series("s2", "other", SETTINGS, ["q3", "q4"])
+    yield opened
+    opened.close()
+
+
+def count(path, table):
+    with sqlite3.connect(path) as db:
+        return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def same(one, other):
+    """Equal to the last bit; arrays compare by value."""
+    plain = [dataclasses.replace(each, per_query={}, checkpoint=None) for each in (one, other)]
+    return (
+        plain[0] == plain[1]
+        and one.checkpoint.identity == other.checkpoint.identity
+        and one.checkpoint.step == other.checkpoint.step
+        and str(one.checkpoint.path) == str(other.checkpoint.path)
+        and list(one.per_query) == list(other.per_query)
+        and all(
+            values.tobytes() == other.per_query[name].tobytes()
+            for name, values in one.per_query.items()
+        )
+    )
+
+
+def test_what_is_committed_is_there_when_it_is_opened_again(ledger, path):
+    ledger.commit(validation())
+    assert ledger.holds(FIRST, "s1")
+    ledger.close()
+    reopened = Ledger(path)
+    assert reopened.holds(FIRST, "s1")
+    (read,) = reopened.validations()
+    assert same(read, validation())
+    assert read.measures == {"RR@10": 0.75, "AP": 0.25}
+    assert reopened.query_ids("s1") == ["q1", "q2"]
+    reopened.close()
+
+
+def test_a_checkpoint_is_its_name_and_its_commit(ledger):
+    ledger.commit(validation())
+    assert not ledger.holds(again(FIRST, 5), "s1")
+    assert not ledger.holds(dataclasses.replace(FIRST, name="checkpoint_10"), "s1")
+    assert not ledger.holds(FIRST, "s2")
+    assert ledger.holds(dataclasses.replace(FIRST, path=Path("/moved"), pin=Path("/p")), "s1")
+
+
+def test_a_step_saved_again_and_another_series_are_further_rows(ledger):
+    ledger.commit(validation())
+    ledger.commit(validation(again(FIRST, 5)))
+    ledger.commit(validation(series="s2"))
+    assert len(ledger.validations()) == 3
+    assert ledger.holds(again(FIRST, 5), "s1")
+    assert ledger.holds(FIRST, "s2")
+
+
+def test_the_same_twice_is_refused_and_the_first_stays(ledger):
+    ledger.commit(validation(values=(1.0, 0.5)))
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.commit(validation(values=(0.0, 0.0)))
+    (read,) = ledger.validations()
+    assert read.per_query["RR@10"].tolist() == [1.0, 0.5]
+
+
+class Broken(dict):
+    """Gives one measure, then fails."""
+
+    def items(self):
+        yield "RR@10", np.ones(2)
+        raise OSError("half-way")
+
+
+def test_a_commit_that_fails_half_way_leaves_no_row(ledger, path):
+    with pytest.raises(OSError, match="half-way"):
+        ledger.commit(validation(per_query=Broken()))
+    assert not ledger.holds(FIRST, "s1")
+    assert ledger.validations() == []
+    assert (count(path, "validation"), count(path, "measure")) == (0, 0)
+    ledger.commit(validation())
+    assert (count(path, "validation"), count(path, "measure")) == (1, 2)
+
+
+def test_a_measure_that_is_undefined_for_a_query_is_kept_as_it_is(ledger, path):
+    undefined = {"RR@10": np.ones(2), "AP": np.array([np.nan, 1])}
+    ledger.commit(validation(per_query=undefined))
+    (found,) = ledger.validations()
+    np.testing.assert_array_equal(found.per_query["AP"], undefined["AP"])
+    assert np.isnan(found.measures["AP"])
+    assert found.measures["RR@10"] == 1
+
+
+def test_values_that_cannot_be_written_leave_no_row(ledger, path):
+    broken = {"RR@10": np.ones(2), "AP": np.array(["not", "numbers"])}
+    with pytest.raises(TypeError):
+        ledger.commit(validation(per_query=broken))
+    assert (count(path, "validation"), count(path, "measure")) == (0, 0)
+
+
+def test_a_series_must_be_opened_first(path):
+    with pytest.raises(sqlite3.IntegrityError):
+        Ledger(path).commit(validation())
+
+
+def test_a_series_may_be_opened_again(ledger, path):
+    ledger.open_series("s1", "dev", SETTINGS, ["q1", "q2"])
+    assert count(path, "series") == 2
+    assert ledger.query_ids("s2") == ["q3", "q4"]
+
+
+def test_they_come_in_the_order_in_which_they_were_committed(ledger):
+    steps = [30, 10, 20]
+    for step in steps:
+        ledger.commit(validation(Checkpoint(step, str(step), step, Path("/c"))))
+    ledger.commit(validation(series="s2"))
+    assert [v.checkpoint.step for v in ledger.validations()] == [30, 10, 20, 10]
+    assert [v.dataset for v in ledger.validations()] == ["dev", "dev", "dev", "other"]
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=9),
+    st.dictionaries(st.text(max_size=5), st.floats(0, 1e9), max_size=3),
+    st.integers(0, 2**63 - 1),
+)
+def test_values_come_back_to_the_last_bit(tmp_path_factory, values, seconds, commit_ns):
+    ledger = Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite")
+    ledger.open_series("s1", "dev", SETTINGS, ["q"] * len(values))
+    written = validation(again(FIRST, commit_ns), values=values, seconds=seconds)
+    ledger.commit(written)
+    (read,) = ledger.validations()
+    ledger.close()
+    assert same(read, written)
+    assert read.measures == written.measures
+
+
+def test_an_empty_file_becomes_a_ledger(path):
+    path.parent.mkdir()
+    path.touch()
+    ledger = Ledger(path)
+    assert ledger.validations() == []
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] >= 1
+    ledger.close()
+
+
+def test_a_newer_ledger_is_left_as_it_is(path):
+    Ledger(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(UserError, match="written by a newer jaxval"):
+        Ledger(path)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == 99
+
+
+def test_two_may_have_it_open(ledger, path):
+    other = Ledger(path)
+    ledger.commit(validation())
+    assert other.holds(FIRST, "s1")
+    with pytest.raises(sqlite3.IntegrityError):
+        other.commit(validation())
+    other.close()
+
+
+def test_failures_whose_checkpoint_has_no_result_elsewhere_are_reopened(ledger):
+    second, third, gone = (
+        dataclasses.replace(FIRST, name=str(step), step=step) for step in (20, 30, 40)
+    )
+    ledger.commit(validation(), [Failure(FIRST, "s2", "screened", "")])
+    others = [(second, "screened"), (third, "corrupt"), (gone, "screened")]
+    ledger.fail([Failure(one, "s2", reason, "") for one, reason in others])
+    ledger.fail([Failure(second, "s1", "screened", "")])
+    there = {one.identity for one in (FIRST, second, third)}
+    assert ledger.reopen("screened", "s2", "s1", there) == 1
+    left = [(row.checkpoint.step, row.series) for row in ledger.failures()]
+    assert left == [(10, "s2"), (30, "s2"), (40, "s2"), (20, "s1")]
+    assert ledger.reopen("screened", "s2", "s1", there) == 0

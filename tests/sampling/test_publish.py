@@ -1,0 +1,166 @@
+import json
+import os
+import time
+
+import pytest
+
+from jaxval.corpus import manifest
+from jaxval.corpus.datasets import parse
+from jaxval.errors import DataError, UserError
+from jaxval.sampling import publish
+from jaxval.sampling.publish import Origin
+from jaxval.sampling.strategies import Strategy
+
+INPUTS = {"corpus": "1", "queries": "2", "qrels": "3", "runs": ["4", "5"]}
+MADE = Origin("run:depth=9", 0, None, INPUTS)
+
+
+def fill(folder):
+    (folder / "corpus.jsonl").write_text("whole")
+    return {"passages": 1}
+
+
+def test_a_sample_is_published_whole_and_known_again(tmp_path):
+    folder = tmp_path / "new" / "sample"
+    assert not publish.holds(folder, MADE)
+    assert publish.publish(folder, MADE, fill) == {"passages": 1}
+    assert publish.holds(folder, MADE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest == {
+        "strategy": "run:depth=9",
+        "seed": 0,
+        "stemmer": None,
+        "inputs": INPUTS,
+        "dense": None,
+        "counts": {"passages": 1},
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["sample"]
+    assert sorted(path.name for path in folder.iterdir()) == ["corpus.jsonl", "manifest.json"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    assert not publish.holds(tmp_path, MADE)
+    publish.publish(tmp_path, MADE, fill)
+    assert publish.holds(tmp_path, MADE)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (
+            Origin("run:depth=8", 0, None, INPUTS),
+            "strategy run:depth=9, not run:depth=8",
+        ),
+        (Origin("run:depth=9", 7, None, INPUTS), "seed 0, not 7"),
+        (Origin("run:depth=9", 0, "other", INPUTS), "stemmer None, not other"),
+        (
+            Origin("run:depth=9", 0, None, INPUTS | {"corpus": "9", "runs": []}),
+            "other corpus, other",
+        ),
+        (
+            Origin("run:depth=9", 0, None, INPUTS, {"checkpoint": "7"}),
+            "another checkpoint or encoder",
+        ),
+    ],
+)
+def test_another_sample_is_told_apart(tmp_path, other, what):
+    publish.publish(tmp_path / "s", MADE, fill)
+    with pytest.raises(UserError) as caught:
+        publish.holds(tmp_path / "s", other)
+    message = str(caught.value)
+    assert message.startswith(f"`output_dir={tmp_path / 's'}` holds another sample ({what}")
+    assert message.endswith("): name a new one, or remove it")
+
+
+def test_what_is_no_sample_is_left_alone(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(UserError, match="is there and no sample: name a new folder"):
+            publish.holds(path, MADE)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "\udcff"])
+def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"manifest.json cannot be read \(.*\): remove it, or"):
+        publish.holds(tmp_path, MADE)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "{}"])
+def test_what_a_sample_was_drawn_from(tmp_path, content):
+    publish.publish(tmp_path / "s", MADE, fill)
+    assert manifest.drawn_from(tmp_path / "s" / "corpus.jsonl") == "1"
+    assert manifest.drawn_from(tmp_path / "corpus.jsonl") is None
+    (tmp_path / "manifest.json").write_text(content)
+    assert manifest.drawn_from(tmp_path / "corpus.jsonl") is None
+
+
+def test_nothing_is_left_of_what_failed(tmp_path):
+    def broken(folder):
+        fill(folder)
+        raise DataError("c:3: broken")
+
+    with pytest.raises(DataError):
+        publish.publish(tmp_path / "sample", MADE, broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_has_left_is_removed_a_day_later(tmp_path):
+    old, young = tmp_path / ".s.1.partial", tmp_path / ".s.2.partial"
+    theirs = tmp_path / "theirs.partial"
+    for path in (old, young, theirs):
+        path.mkdir()
+        if path != young:
+            long_ago = time.time() - 100_000
+            os.utime(path, (long_ago, long_ago))
+    publish.publish(tmp_path / "s", MADE, fill)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".s.2.partial",
+        "s",
+        "theirs.partial",
+    ]
+
+
+def test_who_comes_second_takes_what_is_there(tmp_path):
+    folder = tmp_path / "s"
+
+    def slow(partial):
+        if not folder.exists():
+            partial.rename(tmp_path / "elsewhere")
+            publish.publish(folder, MADE, fill)
+            (tmp_path / "elsewhere").rename(partial)
+        return fill(partial)
+
+    publish.publish(folder, MADE, slow)
+    assert publish.holds(folder, MADE)
+    with pytest.raises(UserError, match="holds another sample"):
+        publish.publish(folder, Origin("full", 0, None, INPUTS), fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"`output_dir=.*file/s` cannot be written: "):
+        publish.publish(tmp_path / "file" / "s", MADE, fill)
+
+
+def test_the_origin_is_of_the_bytes_and_not_of_the_order_of_runs(beir, tmp_path):
+    files = parse(f"a:{beir()}")
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for path in paths:
+        path.write_text(path.name)
+    first = publish.origin(files, Strategy(run=3), paths, 5)
+    assert first == publish.origin(files, Strategy(run=3), paths[::-1], 5)
+    assert (first.strategy, first.seed, list(first.inputs)) == (
+        "run:depth=3",
+        5,
+        ["corpus", "queries", "qrels", "runs"],
+    )
+    files.corpus.write_text(files.corpus.read_text() + "\n")
+    assert publish.origin(files, Strategy(run=3), paths, 5) != first
+
+
+def test_only_of_a_bm25_part_the_stemmer_matters(beir):
+    files = parse(f"a:{beir()}")
+    assert publish.origin(files, Strategy(random=3), [], 5).stemmer is None
+    assert publish.origin(files, Strategy(bm25=3), [], 5).stemmer == "snowball english"
