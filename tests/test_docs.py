@@ -20,9 +20,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jaxval.results.ledger import Ledger
 
 import jaxval
+from jaxval.results.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -311,6 +311,15 @@ def test_every_table_and_column_of_the_ledger_is_documented(tmp_path):
             table
         )
     database.close()
+
+
+def test_every_room_is_in_the_table_of_contributing():
+    table = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    listed = set(
+        re.findall(r"`([\w.]+)/?`", "".join(re.findall(r"^\| \d \|([^|]*)\|", table, re.M)))
+    )
+    paths = {path for path in (ROOT / "jaxval").iterdir() if not path.name.startswith("_")}
+    assert listed == {path.name for path in paths if path.is_dir() or path.suffix == ".py"}
 
 
 def test_every_message_of_troubleshooting_is_in_the_code():
