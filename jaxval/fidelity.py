@@ -65,7 +65,7 @@ def main() -> int:
     """Flags -> a report, a table and a picture."""
     config = _config()
     figures.check()
-    devices.apply(flags.devices(), config.output_dir / "compiled")
+    devices.apply(flags.devices(), config.output.directory / "compiled")
 
     from jaxval.sampling import compare  # it imports JAX
 
@@ -73,10 +73,10 @@ def main() -> int:
     pools = _pools(runs)
     checkpoints = compare.choose(config.watching.checkpoint_dir, _steps())
     report = _run(config, pools, checkpoints, _ranker(config, pools))
-    write(config.output_dir, report)
+    write(config.output.directory, report)
     print(table(report))
-    print(f"report       {config.output_dir / 'fidelity.json'}")
-    print(f"picture      {config.output_dir / 'fidelity.png'}, .svg", flush=True)
+    print(f"report       {config.output.directory / 'fidelity.json'}")
+    print(f"picture      {config.output.directory / 'fidelity.png'}, .svg", flush=True)
     return 1 if report["left_out"] else 0
 
 
@@ -106,9 +106,9 @@ def _ranker(config: Config, pools: Sequence[PooledStrategy]) -> Checkpoint | Non
 
 def _config() -> Config:
     config = flags.config()
-    if len(config.datasets) > 1:
+    if len(config.evaluation.datasets) > 1:
         raise UserError("--dataset is repeated: fidelity compares samples of one set")
-    if config.search.rerank:
+    if config.evaluation.search.rerank:
         raise UserError("--rerank scores no corpus: leave it out, fidelity compares corpora")
     if not _STRATEGY.value:
         raise UserError("--strategy is not set: add one or more, as for jaxval.sample")

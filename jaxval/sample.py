@@ -252,14 +252,15 @@ def _dense(config: Config, output_dir: Path) -> Dense:
     from jaxval.evaluation.encoding import ranking_settings, read_encoding
     from jaxval.sampling import dense  # these import JAX
 
-    if config.search.rerank:
+    if config.evaluation.search.rerank:
         raise UserError("--rerank ranks no corpus: leave it out, dense:depth=N needs all of it")
     checkpoint = dense.pick(config.watching.checkpoint_dir, _DENSE_STEP.value or 0)
-    settings = ranking_settings(config, read_encoding(config))
+    settings = ranking_settings(config.evaluation, read_encoding(config.evaluation))
 
     def rank(depth: int) -> Candidates:
         with _token_dir(output_dir) as tokens:
-            here = replace(config, texts=replace(config.texts, token_dir=tokens))
+            texts = replace(config.evaluation.texts, token_dir=tokens)
+            here = replace(config.evaluation, texts=texts)
             prepared = prepare.prepare(here, _open_devices, progress)
             return dense.rank(checkpoint, prepared.plan, depth, progress)
 

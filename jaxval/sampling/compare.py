@@ -130,8 +130,8 @@ def run(
     Raises:
       UserError: the settings or the data are at fault, or too few checkpoints are left.
     """
-    (files,) = config.datasets
-    prepared = prepare(config, devices, progress)
+    (files,) = config.evaluation.datasets
+    prepared = prepare(config.evaluation, devices, progress)
     plan, corpus = prepared.plan, prepared.plan.groups[0].corpus
     ranked = _rank(ranker, pools, plan, progress)
     chosen = list(_select(pools, files, seed, corpus, ranked, progress))
