@@ -2,16 +2,94 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
 
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import Restored
+from jaxval.config import Config
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UnreadableError, UserError
 from jaxval.evaluation import validate
+from jaxval.evaluation.encoding import ranking_settings, read_encoding
 from jaxval.evaluation.plan import EvalPlan
+from jaxval.evaluation.prepare import prepare
 from jaxval.records import Checkpoint, Hits, Progress
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """Checkpoint whose ranking of the corpus a sample takes.
+
+    Attributes:
+      origin: the checkpoint and how it encodes, for the sample's manifest.
+      rank: depth -> the passages ranked highest for each query. Encodes the whole corpus.
+    """
+
+    origin: Mapping[str, Any]
+    rank: Callable[[int], Candidates]
+
+
+def open_ranker(
+    config: Config,
+    step: int,
+    token_dir: Path | None,
+    open_devices: Callable[[], Sequence[jax.Device]],
+    progress: Progress,
+) -> Ranker:
+    """Finds the checkpoint of a step and describes how it ranks. Encodes nothing yet.
+
+    Args:
+      config: how the checkpoint is validated.
+      step: the checkpoint's step.
+      token_dir: where tokenized texts are kept. None: in a temporary folder beside
+        `config.output_dir`.
+      open_devices: called when the ranking begins.
+      progress: shows tokenizing and encoding.
+
+    Raises:
+      UserError: there is no such checkpoint, or the settings are at fault.
+    """
+    if config.search.rerank:
+        raise UserError("`rerank` ranks no corpus: leave it out, dense:depth=N needs all of it")
+    checkpoint = pick(config.watching.checkpoint_dir, step)
+    settings = ranking_settings(config, read_encoding(config))
+
+    def rank_corpus(depth: int) -> Candidates:
+        with _token_dir(token_dir, config.output_dir.resolve()) as tokens:
+            texts = replace(config.texts, token_dir=tokens)
+            prepared = prepare(replace(config, texts=texts), open_devices, progress)
+            return rank(checkpoint, prepared.plan, depth, progress)
+
+    identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}
+    return Ranker({**identity, **settings}, rank_corpus)
+
+
+@contextlib.contextmanager
+def _token_dir(token_dir: Path | None, output_dir: Path) -> Iterator[Path]:
+    """Yields `token_dir`, or a temporary folder beside `output_dir`.
+
+    The name of the temporary folder is one that `publish` sweeps up if a kill leaves it.
+    """
+    if token_dir is not None:
+        yield token_dir
+        return
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(
+        prefix=f".{output_dir.name}.", suffix=".partial", dir=output_dir.parent
+    )
+    try:
+        yield Path(temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def pick(checkpoint_dir: str, step: int) -> Checkpoint:
