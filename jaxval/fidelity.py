@@ -59,7 +59,7 @@ def main() -> int:
     figures.check()
     devices.apply(flags.devices(), config.output_dir / "compiled")
 
-    from jaxval.sampling import compare, fidelity_report  # they import JAX
+    from jaxval.sampling import compare, fidelity_report  # compare imports JAX
 
     comparison = compare.plan_comparison(
         config,
