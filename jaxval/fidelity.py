@@ -57,12 +57,13 @@ def main() -> int:
     """Flags -> a report, a table and a picture."""
     config = flags.config()
     figures.check()
-    devices.apply(flags.devices(), config.output_dir / "compiled")
+    devices.apply(flags.devices(), config.output.directory / "compiled")
 
     from jaxval.sampling import compare, fidelity_report  # compare imports JAX
 
     comparison = compare.plan_comparison(
-        config,
+        config.evaluation,
+        config.watching.checkpoint_dir,
         strategies=_STRATEGY.value,
         runs=[Path(path).expanduser() for path in _RUN.value],
         seed=_SEED.value,
@@ -70,12 +71,12 @@ def main() -> int:
         dense_step=_DENSE_STEP.value,
     )
     report = compare.compare(
-        config, comparison, lambda: devices.open_devices(flags.devices()), progress
+        config.evaluation, comparison, lambda: devices.open_devices(flags.devices()), progress
     )
-    fidelity_report.write(config.output_dir, report)
+    fidelity_report.write(config.output.directory, report)
     print(fidelity_report.table(report))
-    print(f"report       {config.output_dir / 'fidelity.json'}")
-    print(f"picture      {config.output_dir / 'fidelity.png'}, .svg", flush=True)
+    print(f"report       {config.output.directory / 'fidelity.json'}")
+    print(f"picture      {config.output.directory / 'fidelity.png'}, .svg", flush=True)
     return 1 if report["left_out"] else 0
 
 

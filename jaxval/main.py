@@ -14,10 +14,10 @@ from jaxval.results import lock
 def main() -> int:
     """Flags -> Config -> the loop."""
     config = flags.config()
-    devices.apply(flags.devices(), config.output_dir / "compiled")
+    devices.apply(flags.devices(), config.output.directory / "compiled")
     if flags.check():
         return _check(config)
-    with lock.hold(config.output_dir):
+    with lock.hold(config.output.directory):
         # Before JAX is imported: in those seconds a trainer may delete a checkpoint.
         watcher = _watcher(config.watching)
         watcher.start()

@@ -272,6 +272,21 @@ class Validation:
         return self.passages / max(self.seconds["passages"], 1e-9)
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """A validation and its place among those of its series.
+
+    Attributes:
+      validation: The validation.
+      best_before: The best of its series before it, or None if it is the first.
+      is_best: Whether it is better than all before it.
+    """
+
+    validation: Validation
+    best_before: Validation | None
+    is_best: bool
+
+
 class Tracker(Protocol):
     """Shows or mirrors what the ledger holds. It never decides anything."""
 

@@ -7,8 +7,9 @@ that say how a checkpoint is validated are heard where dense:depth=N takes one's
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags as absl_flags
 
@@ -17,6 +18,9 @@ from jaxval.errors import UserError
 from jaxval.results.console import progress
 from jaxval.sampling import strategies
 from jaxval.sampling.write import write_sample
+
+if TYPE_CHECKING:
+    from jaxval.sampling.dense import Ranker
 
 _STRATEGY = absl_flags.DEFINE_string(
     "strategy",
@@ -61,19 +65,22 @@ def main() -> int:
     # Also without a dense part: bm25s has JAX open a device, and a trainer's is left alone.
     devices.apply(flags.devices() if strategy.dense else "cpu")
     runs = [Path(path).expanduser() for path in _RUN.value]
-    ranker = _ranker() if strategy.dense else None
+    ranker = _ranker(output_dir) if strategy.dense else None
     print(write_sample(files, strategy, runs, _SEED.value, output_dir, progress, ranker))
     return 0
 
 
-def _ranker() -> Any:
+def _ranker(output_dir: Path) -> Ranker:
     from jaxval.sampling import dense  # it imports JAX
 
-    token_dir = flags.SHARED["token_dir"].value
+    config = flags.config()
+    token_dir = flags.SHARED["token_dir"].value  # without it, the tokens are temporary
+    texts = replace(config.evaluation.texts, token_dir=Path(token_dir) if token_dir else None)
     return dense.open_ranker(
-        flags.config(),
+        replace(config.evaluation, texts=texts),
+        config.watching.checkpoint_dir,
         _DENSE_STEP.value or 0,
-        Path(token_dir) if token_dir else None,
+        output_dir,
         lambda: devices.open_devices(flags.devices()),
         progress,
     )

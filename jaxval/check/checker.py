@@ -45,13 +45,15 @@ def run(
       UserError: the settings or the data are at fault, so that nothing can be looked at.
     """
     busy = timing.busy()
-    prepared = prepare(config, devices, progress)
+    prepared = prepare(config.evaluation, devices, progress)
     plan = prepared.plan
     asked = plan.passage_tower.batch_tokens
     found = newest(config.watching.checkpoint_dir, plan)
     params, placing = _placed(found, plan)
     paces = _paces(plan, params, progress)  # first: batches may have to be halved
-    model = folder.read(config.model.folder) if config.model.folder else None
+    model = (
+        folder.read(config.evaluation.model.folder) if config.evaluation.model.folder else None
+    )
     sets, doubtful = _sets(config, prepared, found, params, progress)
     device = footprint.on_device(plan, params, paces.passage)
     host = footprint.on_host(plan, device.params, config.watching.host_checkpoints, paces.dim)
@@ -102,7 +104,7 @@ def _sets(
     plan = prepared.plan
     seen: list[SetReport] = []
     doubtful: list[Finding] = []
-    files = {one.name: one for one in config.datasets}
+    files = {one.name: one for one in config.evaluation.datasets}
     for group in plan.groups:
         for judged in group.sets:
             one = inspect_set.texts(prepared, judged, group.corpus, files[judged.name])
@@ -122,12 +124,14 @@ def _of_settings(
 ) -> list[Finding]:
     """What is doubtful about the checkpoint and the flags."""
     encoding = prepared.encoding
-    named, watching = config.model.folder or "", config.watching
+    named, watching = config.evaluation.model.folder or "", config.watching
     return [
         *findings.unread(found),
         *(findings.towers(found.restored) if found.restored else ()),
         *findings.prefixes(model, named, encoding.queries.prefix, encoding.passages.prefix),
-        *findings.normalization(model, config.model.normalize, prepared.plan.similarity),
+        *findings.normalization(
+            model, config.evaluation.model.normalize, prepared.plan.similarity
+        ),
         *findings.pins(watching.checkpoint_dir, watching.pin_dir),
     ]
 
@@ -141,7 +145,7 @@ def _times(
         legs=[_leg(plan, group, paces) for group in plan.groups],
         first=paces.first,
         shapes=len(paces.query.shapes) + len(paces.passage.shapes),
-        screened=config.confirm is not None,
+        screened=config.evaluation.confirm is not None,
     )
 
 
@@ -164,4 +168,4 @@ def _kept(config: Config) -> tuple[str, ...]:
     """What a run finds done."""
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     programs = [f"compiled programs in {compiled}"] if compiled else []
-    return (f"tokenized texts in {config.texts.token_dir}", *programs)
+    return (f"tokenized texts in {config.evaluation.texts.token_dir}", *programs)

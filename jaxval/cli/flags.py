@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from jaxval.cli.frame import Topics
-from jaxval.config import Config, Model, Search, Texts, Watching
+from jaxval.config import Config, Evaluation, Model, Output, Search, Texts, Watching
 from jaxval.corpus import datasets
 from jaxval.errors import UserError
 from jaxval.records import DatasetFiles, ParamsPaths, PinLimit
@@ -347,43 +347,47 @@ def config() -> Config:
             host_checkpoints=_HOST_CHECKPOINTS.value,
             retry_failed=_RETRY_FAILED.value,
         ),
-        datasets=datasets.parse_all(_DATASET.value),
-        model=Model(
-            folder=_MODEL.value or None,
-            factory=_ENCODER.value or None,
-            tokenizer=_TOKENIZER.value or None,
-            params_paths=ParamsPaths(
-                _PARAMS_PATH.value, _QUERY_PARAMS_PATH.value, _PASSAGE_PARAMS_PATH.value
+        evaluation=Evaluation(
+            datasets=datasets.parse_all(_DATASET.value),
+            model=Model(
+                folder=_MODEL.value or None,
+                factory=_ENCODER.value or None,
+                tokenizer=_TOKENIZER.value or None,
+                params_paths=ParamsPaths(
+                    _PARAMS_PATH.value, _QUERY_PARAMS_PATH.value, _PASSAGE_PARAMS_PATH.value
+                ),
+                base_params=_BASE_PARAMS.value,
+                lora_alpha=_LORA_ALPHA.value,
+                dtype=_DTYPE.value,
+                pooling=_POOLING.value,
+                normalize=_NORMALIZE.value,
+                dim=_DIM.value,
             ),
-            base_params=_BASE_PARAMS.value,
-            lora_alpha=_LORA_ALPHA.value,
-            dtype=_DTYPE.value,
-            pooling=_POOLING.value,
-            normalize=_NORMALIZE.value,
-            dim=_DIM.value,
+            texts=Texts(
+                passage_template=_unquote(_PASSAGE_TEMPLATE.value),
+                passage_prefix=_prefix(_PASSAGE_PREFIX.value),
+                query_prefix=_prefix(_QUERY_PREFIX.value),
+                passage_max_len=_PASSAGE_MAX_LEN.value,
+                query_max_len=_QUERY_MAX_LEN.value,
+                token_dir=Path(_TOKEN_DIR.value or directory / "tokens"),
+            ),
+            search=Search(
+                similarity=_SIMILARITY.value,
+                index_dtype=_INDEX_DTYPE.value,
+                depth=_DEPTH.value,
+                measures=_split(_MEASURES.value),
+                rerank=Path(_RERANK.value).expanduser() if _RERANK.value else None,
+            ),
+            batch_tokens=_BATCH_TOKENS.value,
+            select_by=_SELECT_BY.value,
+            confirm=_CONFIRM.value,
         ),
-        texts=Texts(
-            passage_template=_unquote(_PASSAGE_TEMPLATE.value),
-            passage_prefix=_prefix(_PASSAGE_PREFIX.value),
-            query_prefix=_prefix(_QUERY_PREFIX.value),
-            passage_max_len=_PASSAGE_MAX_LEN.value,
-            query_max_len=_QUERY_MAX_LEN.value,
-            token_dir=Path(_TOKEN_DIR.value or directory / "tokens"),
+        output=Output(
+            directory=directory,
+            write_run=_WRITE_RUN.value,
+            patience=_PATIENCE.value,
+            keep_best=_KEEP_BEST.value,
         ),
-        search=Search(
-            similarity=_SIMILARITY.value,
-            index_dtype=_INDEX_DTYPE.value,
-            depth=_DEPTH.value,
-            measures=_split(_MEASURES.value),
-            rerank=Path(_RERANK.value).expanduser() if _RERANK.value else None,
-        ),
-        batch_tokens=_BATCH_TOKENS.value,
-        output_dir=directory,
-        write_run=_WRITE_RUN.value,
-        select_by=_SELECT_BY.value,
-        confirm=_CONFIRM.value,
-        patience=_PATIENCE.value,
-        keep_best=_KEEP_BEST.value,
     )
 
 

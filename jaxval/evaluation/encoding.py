@@ -18,7 +18,7 @@ from jaxval.checkpoints import restore
 from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import Restored
 from jaxval.checkpoints.trees import flatten, show
-from jaxval.config import Config, Model
+from jaxval.config import Evaluation, Model
 from jaxval.corpus import readers, tokenizer
 from jaxval.corpus.token_store import Recipe
 from jaxval.corpus.tokenizer import Tokenizer
@@ -90,13 +90,13 @@ class _Traits:
             )
 
 
-def read_encoding(config: Config) -> Encoding:
+def read_encoding(settings: Evaluation) -> Encoding:
     """All of it, but for a device.
 
     Raises:
       UserError: the settings are at fault.
     """
-    texts, model = config.texts, config.model
+    texts, model = settings.texts, settings.model
     readers.check_template(texts.passage_template)
     build, identity, traits = _encoder(model)
     passage_len = traits.length(texts.passage_max_len, _PASSAGE_LEN)
@@ -116,15 +116,15 @@ def read_encoding(config: Config) -> Encoding:
     )
 
 
-def ranking_settings(config: Config, encoding: Encoding) -> dict[str, Any]:
+def ranking_settings(settings: Evaluation, encoding: Encoding) -> dict[str, Any]:
     """What of a series' settings decides, with the texts, how a checkpoint ranks passages."""
     return {
         "tokenizer": encoding.tokenizer.digest,
         "passages": asdict(encoding.passages),
         "query texts": asdict(encoding.queries),
         "encoder": encoding.identity,
-        "similarity": config.search.similarity,
-        "index_dtype": config.search.index_dtype,
+        "similarity": settings.search.similarity,
+        "index_dtype": settings.search.index_dtype,
     }
 
 

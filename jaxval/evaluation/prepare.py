@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxval.config import Config
+from jaxval.config import Evaluation
 from jaxval.corpus import manifest
 from jaxval.corpus.datasets import load_queries
 from jaxval.encoders.attention import fastest
@@ -41,47 +41,47 @@ class Prepared:
 
 
 def prepare(
-    config: Config, open_devices: Callable[[], Sequence[jax.Device]], progress: Progress
+    settings: Evaluation, open_devices: Callable[[], Sequence[jax.Device]], progress: Progress
 ) -> Prepared:
     """Makes the bench; the devices are opened when all else has been found right.
 
     Raises:
       UserError: the first fault that was found, in one line.
     """
-    measures = measuring.parse(config.search.measures, config.search.depth)
-    queries = [load_queries(files) for files in config.datasets]
-    encoding = read_encoding(config)
+    measures = measuring.parse(settings.search.measures, settings.search.depth)
+    queries = [load_queries(files) for files in settings.datasets]
+    encoding = read_encoding(settings)
     sets = [
-        prepare_set(files, asked, config, encoding, measures, progress)
-        for files, asked in zip(config.datasets, queries, strict=True)
+        prepare_set(files, asked, settings, encoding, measures, progress)
+        for files, asked in zip(settings.datasets, queries, strict=True)
     ]
-    if config.confirm:
+    if settings.confirm:
         _check_sample(*sets)
-        _check_source(*config.datasets, digest=sets[1].settings["corpus"])
-    plan = _plan(config, encoding, sets, measures, open_devices())
-    select_by = _select_by(config.select_by, plan, plan.sets[-1 if config.confirm else 0])
-    screening = _screening(select_by, plan) if config.confirm else None
+        _check_source(*settings.datasets, digest=sets[1].settings["corpus"])
+    plan = _plan(settings, encoding, sets, measures, open_devices())
+    select_by = _select_by(settings.select_by, plan, plan.sets[-1 if settings.confirm else 0])
+    screening = _screening(select_by, plan) if settings.confirm else None
     by_series = {one.judged.series: one.settings for one in sets}
     return Prepared(plan, by_series, encoding, select_by, screening)
 
 
 def _plan(
-    config: Config,
+    settings: Evaluation,
     encoding: Encoding,
     sets: Sequence[PreparedSet],
     measures: Sequence[Any],
     devices: Sequence[jax.Device],
 ) -> EvalPlan:
-    search = config.search
+    search = settings.search
     encoder = encoding.build(fastest(devices[0]))
-    batch_tokens = config.batch_tokens or default_batch_tokens(devices[0])
+    batch_tokens = settings.batch_tokens or default_batch_tokens(devices[0])
     return EvalPlan(
-        abstract_params=held(encoder, config.model),
+        abstract_params=held(encoder, settings.model),
         query_tower=Tower(encoder.encode_queries, devices, batch_tokens),
         passage_tower=Tower(encoder.encode_passages, devices, batch_tokens),
         groups=_groups(sets),
         devices=tuple(devices),
-        params_paths=config.model.params_paths,
+        params_paths=settings.model.params_paths,
         base=encoding.base,
         similarity=search.similarity,
         index_dtype=search.index_dtype,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from jaxval.config import Config, Search
+from jaxval.config import Evaluation, Search
 from jaxval.corpus import readers, token_store
 from jaxval.corpus.datasets import QuerySet, none_judged
 from jaxval.corpus.runs import Candidates, of_another_corpus, read_run
 from jaxval.corpus.token_store import TokenStore
+from jaxval.errors import UserError
 from jaxval.evaluation.encoding import Encoding, digest, ranking_settings
 from jaxval.evaluation.plan import EvalSet
 from jaxval.metrics.ranks import RowQrels
@@ -41,7 +43,7 @@ class PreparedSet:
 def prepare_set(
     files: DatasetFiles,
     queries: QuerySet,
-    config: Config,
+    settings: Evaluation,
     encoding: Encoding,
     measures: Sequence[Any],
     progress: Progress,
@@ -51,40 +53,42 @@ def prepare_set(
     Args:
       files: the set's.
       queries: what was read of them already.
-      config, encoding, measures: of the run.
+      settings, encoding, measures: of the run.
       progress: shows the tokenizing.
 
     Raises:
       DataError: the corpus cannot be used, or has none of the judged documents.
     """
-    named = _candidates(config.search, queries)
+    named = _candidates(settings.search, queries)
     origin = readers.digest(files.corpus)
-    corpus = _tokenize_corpus(files, origin, named, config, encoding, progress)
-    stored = _tokenize_queries(files, queries, config, encoding, progress)
+    corpus = _tokenize_corpus(files, origin, named, settings, encoding, progress)
+    stored = _tokenize_queries(files, queries, settings, encoding, progress)
     rows = corpus.find(sorted({doc for grades in queries.qrels.values() for doc in grades}))
     _report(queries, stored, corpus, rows, "in the corpus" if named is None else "candidates")
     if not rows:
-        where = files.corpus if named is None else f"{config.search.rerank} and {files.corpus}"
+        where = (
+            files.corpus if named is None else f"{settings.search.rerank} and {files.corpus}"
+        )
         raise none_judged(files, where)
-    settings = {
+    identity: dict[str, Any] = {
         "dataset": files.name,
         "corpus": origin,
         "queries": queries.digest,
-        **ranking_settings(config, encoding),
-        "depth": config.search.depth,
+        **ranking_settings(settings, encoding),
+        "depth": settings.search.depth,
         "measures": sorted(map(str, measures)),
     }
     if named is not None:
-        settings["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
+        identity["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
     judged = EvalSet(
         name=files.name,
-        series=digest(settings),
+        series=digest(identity),
         queries=stored,
         query_ids=tuple(text.id for text in queries.texts),
         qrels=_in_rows(queries.qrels, rows),
         candidates=None if named is None else _candidate_rows(queries, named, corpus),
     )
-    return PreparedSet(corpus, judged, settings)
+    return PreparedSet(corpus, judged, identity)
 
 
 def _in_rows(qrels: Qrels, rows: Mapping[str, int]) -> RowQrels:
@@ -139,7 +143,7 @@ def _tokenize_corpus(
     files: DatasetFiles,
     origin: str,
     named: Candidates | None,
-    config: Config,
+    settings: Evaluation,
     encoding: Encoding,
     progress: Progress,
 ) -> TokenStore:
@@ -147,10 +151,10 @@ def _tokenize_corpus(
     texts = readers.read_texts(files.corpus)
     if named is not None:
         ids = frozenset(id_ for passages in named.values() for id_ in passages)
-        texts = _among(texts, ids, f"`rerank={config.search.rerank}`", files)
+        texts = _among(texts, ids, f"`rerank={settings.search.rerank}`", files)
         origin = digest([origin, sorted(ids)])
     return token_store.open_or_build(
-        config.texts.token_dir,
+        _token_dir(settings),
         texts,
         origin,
         encoding.tokenizer,
@@ -160,15 +164,21 @@ def _tokenize_corpus(
     )
 
 
+def _token_dir(settings: Evaluation) -> Path:
+    if settings.texts.token_dir is None:
+        raise UserError("`token_dir` is not set: name a directory for the tokenized texts")
+    return settings.texts.token_dir
+
+
 def _tokenize_queries(
     files: DatasetFiles,
     queries: QuerySet,
-    config: Config,
+    settings: Evaluation,
     encoding: Encoding,
     progress: Progress,
 ) -> TokenStore:
     return token_store.open_or_build(
-        config.texts.token_dir,
+        _token_dir(settings),
         queries.texts,
         queries.digest,
         encoding.tokenizer,

@@ -124,8 +124,8 @@ def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Devic
     Raises:
       UserError: the settings or the data are at fault.
     """
-    prepared = prepare(config, devices, progress)
-    ledger = Ledger(config.output_dir / "ledger.sqlite")
+    prepared = prepare(config.evaluation, devices, progress)
+    ledger = Ledger(config.output.directory / "ledger.sqlite")
     with contextlib.closing(ledger):
         _open_series(config, source, prepared, ledger)
         session = Session(config, source, prepared, ledger, _trackers(config, prepared))
@@ -172,7 +172,7 @@ class Session:
         self._clock = clock
         self._sleep = sleep
         self._ahead = Prefetcher(source.waiting, self._load, config.watching.host_checkpoints)
-        self._exports = BestCheckpoints(config.output_dir / "best")
+        self._exports = BestCheckpoints(config.output.directory / "best")
         self._ranking: dict[str, list[Validation]] = {}
         self._known_steps: set[int] = set()
         self._misfits: list[tuple[Checkpoint, MismatchError]] = []
@@ -285,7 +285,7 @@ class Session:
         restored = self._ahead.take(checkpoint)
         self._fits(restored)
         for outcome in validate(checkpoint, restored, self._plan, wanted, self._progress):
-            self._wait_for_room(_bytes(restored) if self._config.keep_best else 0)
+            self._wait_for_room(_bytes(restored) if self._config.output.keep_best else 0)
             with _undisturbed():
                 # It is validated on the sample first; what is screened out ends there.
                 wanted -= self._keep(outcome, restored)
@@ -299,7 +299,7 @@ class Session:
         """
         validation = self._compared(outcome.validation)
         screened = self._screened(validation)
-        if self._config.write_run:
+        if self._config.output.write_run:
             _write_run(self._config, outcome)
         if self._ranks_for_export(validation):
             self._exports.export(validation.checkpoint, restored.params)
@@ -336,19 +336,19 @@ class Session:
         ranking = self._ranking.setdefault(validation.series, [])
         ranking.append(validation)
         ranking.sort(key=self._select_by.worth, reverse=True)
-        del ranking[max(1, self._config.keep_best) :]
+        del ranking[max(1, self._config.output.keep_best) :]
 
     def _ranks_for_export(self, validation: Validation) -> bool:
-        if self._config.keep_best == 0 or validation.series != self._select_by.series:
+        if self._config.output.keep_best == 0 or validation.series != self._select_by.series:
             return False
         ranking = self._ranking.get(validation.series, [])
         worth = self._select_by.worth
         ahead = sum(worth(one) >= worth(validation) for one in ranking)
-        return ahead < self._config.keep_best
+        return ahead < self._config.output.keep_best
 
     def _prune(self) -> None:
         ranking = self._ranking.get(self._select_by.series, [])
-        if self._config.keep_best and ranking:
+        if self._config.output.keep_best and ranking:
             names = [export_name(validation.checkpoint) for validation in ranking]
             self._exports.keep(names, best=names[0])
 
@@ -421,12 +421,12 @@ class Session:
           more: bytes that are needed beside _ROOM.
         """
         said, needed = False, _ROOM + more
-        while (free := shutil.disk_usage(self._config.output_dir).free) < needed:
+        while (free := shutil.disk_usage(self._config.output.directory).free) < needed:
             if not said:
                 _LOG.error(
                     "%s has only %.1f MiB left of the %.1f that are needed:"
                     " waiting until there is room",
-                    self._config.output_dir,
+                    self._config.output.directory,
                     free / 2**20,
                     needed / 2**20,
                 )
@@ -520,9 +520,9 @@ def _say_what_changed(
 
 
 def _write_run(config: Config, outcome: SetResult) -> None:
-    checkpoint, form = outcome.validation.checkpoint, config.write_run or ""
+    checkpoint, form = outcome.validation.checkpoint, config.output.write_run or ""
     write_run(
-        config.output_dir / "runs" / outcome.judged.name / f"{checkpoint.name}.{form}",
+        config.output.directory / "runs" / outcome.judged.name / f"{checkpoint.name}.{form}",
         form,
         outcome.judged.query_ids,
         outcome.hits,
@@ -536,9 +536,9 @@ def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
     sample = prepared.screening.sample if prepared.screening else None
     measures = [str(measure) for measure in prepared.plan.measures]
     return [
-        JsonLines(config.output_dir / "metrics.jsonl"),
-        TensorBoard(config.output_dir / "tensorboard"),
-        SignalFile(config.output_dir, prepared.select_by, config.patience, sample),
+        JsonLines(config.output.directory / "metrics.jsonl"),
+        TensorBoard(config.output.directory / "tensorboard"),
+        SignalFile(config.output.directory, prepared.select_by, config.output.patience, sample),
         Console(series, measures, prepared.select_by),
     ]
 
@@ -551,12 +551,12 @@ def _say_saved(prepared: Prepared, ledger: Ledger) -> None:
 
 
 def _say_where(config: Config, tally: Tally) -> None:
-    out = config.output_dir
+    out = config.output.directory
     print(tally)
     print(f"ledger       {out / 'ledger.sqlite'}")
     print(f"metrics      {out / 'metrics.jsonl'}")
-    if config.write_run:
+    if config.output.write_run:
         print(f"runs         {out / 'runs'}")
-    if config.keep_best:
+    if config.output.keep_best:
         print(f"best         {out / 'best' / 'best'}")
     print(f"TensorBoard  tensorboard --logdir {out / 'tensorboard'}", flush=True)

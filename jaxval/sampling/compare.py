@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxval.checkpoints.commit import committed
-from jaxval.config import Config
+from jaxval.config import Evaluation
 from jaxval.corpus.datasets import load_queries
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
@@ -55,7 +55,8 @@ class Comparison:
 
 
 def plan_comparison(
-    config: Config,
+    evaluation: Evaluation,
+    checkpoint_dir: str,
     strategies: Sequence[str],
     runs: Sequence[Path],
     seed: int,
@@ -65,7 +66,8 @@ def plan_comparison(
     """Resolves the settings of a comparison; reads no corpus.
 
     Args:
-      config: how a checkpoint is validated.
+      evaluation: how a checkpoint is validated.
+      checkpoint_dir: the trainer's directory.
       strategies: texts, as `pooled.parse` reads them.
       runs: the run files that they pool.
       seed: seed of the strategies' random parts.
@@ -75,22 +77,21 @@ def plan_comparison(
     Raises:
       UserError: a setting cannot be used, or there are too few checkpoints.
     """
-    if len(config.datasets) > 1:
+    if len(evaluation.datasets) > 1:
         raise UserError("`dataset` is repeated: fidelity compares samples of one set")
-    if config.search.rerank:
+    if evaluation.search.rerank:
         raise UserError("`rerank` scores no corpus: leave it out, fidelity compares corpora")
     if not strategies:
         raise UserError("`strategy` is not set: add one or more, as for jaxval.sample")
-    directory = config.watching.checkpoint_dir
     pools = pooled.parse_all(strategies, runs)
-    checkpoints = _choose(directory, steps)
+    checkpoints = _choose(checkpoint_dir, steps)
     check_step((pool.strategy for pool in pools), dense_step)
-    ranker = None if dense_step is None else dense.pick(directory, dense_step)
+    ranker = None if dense_step is None else dense.pick(checkpoint_dir, dense_step)
     return Comparison(tuple(pools), seed, tuple(checkpoints), ranker)
 
 
 def compare(
-    config: Config,
+    evaluation: Evaluation,
     comparison: Comparison,
     open_devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
@@ -100,7 +101,7 @@ def compare(
     A checkpoint that cannot be validated is left out, with a warning.
 
     Args:
-      config: how a checkpoint is validated, on one set.
+      evaluation: how a checkpoint is validated, on one set.
       comparison: the strategies and checkpoints.
       open_devices: called when all settings have been checked.
       progress: shows what takes long.
@@ -108,9 +109,9 @@ def compare(
     Raises:
       UserError: the settings or the data are at fault, or too few checkpoints are left.
     """
-    (files,) = config.datasets
+    (files,) = evaluation.datasets
     pools, checkpoints = comparison.pools, comparison.checkpoints
-    prepared = prepare(config, open_devices, progress)
+    prepared = prepare(evaluation, open_devices, progress)
     plan, corpus = prepared.plan, prepared.plan.groups[0].corpus
     queries = load_queries(files)
     ranked = _rank(comparison, plan, progress)

@@ -14,7 +14,7 @@ import jax
 
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import Restored
-from jaxval.config import Config
+from jaxval.config import Evaluation
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UnreadableError, UserError
@@ -39,34 +39,36 @@ class Ranker:
 
 
 def open_ranker(
-    config: Config,
+    evaluation: Evaluation,
+    checkpoint_dir: str,
     step: int,
-    token_dir: Path | None,
+    output_dir: Path,
     open_devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
 ) -> Ranker:
     """Finds the checkpoint of a step and describes how it ranks. Encodes nothing yet.
 
     Args:
-      config: how the checkpoint is validated.
+      evaluation: how the checkpoint is validated. Without `token_dir`, tokenized texts are
+        kept in a temporary folder beside `output_dir`.
+      checkpoint_dir: the trainer's directory.
       step: the checkpoint's step.
-      token_dir: where tokenized texts are kept. None: in a temporary folder beside
-        `config.output_dir`.
+      output_dir: the sample's folder.
       open_devices: called when the ranking begins.
       progress: shows tokenizing and encoding.
 
     Raises:
       UserError: there is no such checkpoint, or the settings are at fault.
     """
-    if config.search.rerank:
+    if evaluation.search.rerank:
         raise UserError("`rerank` ranks no corpus: leave it out, dense:depth=N needs all of it")
-    checkpoint = pick(config.watching.checkpoint_dir, step)
-    settings = ranking_settings(config, read_encoding(config))
+    checkpoint = pick(checkpoint_dir, step)
+    settings = ranking_settings(evaluation, read_encoding(evaluation))
 
     def rank_corpus(depth: int) -> Candidates:
-        with _token_dir(token_dir, config.output_dir.resolve()) as tokens:
-            texts = replace(config.texts, token_dir=tokens)
-            prepared = prepare(replace(config, texts=texts), open_devices, progress)
+        with _token_dir(evaluation.texts.token_dir, output_dir) as token_dir:
+            texts = replace(evaluation.texts, token_dir=token_dir)
+            prepared = prepare(replace(evaluation, texts=texts), open_devices, progress)
             return rank(checkpoint, prepared.plan, depth, progress)
 
     identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}
@@ -75,9 +77,9 @@ def open_ranker(
 
 @contextlib.contextmanager
 def _token_dir(token_dir: Path | None, output_dir: Path) -> Iterator[Path]:
-    """Yields `token_dir`, or a temporary folder beside `output_dir`.
+    """Yields `token_dir`, or else a temporary folder beside `output_dir`.
 
-    The name of the temporary folder is one that `publish` sweeps up if a kill leaves it.
+    The temporary folder's name is one that `publish` sweeps if a killed process leaves it.
     """
     if token_dir is not None:
         yield token_dir

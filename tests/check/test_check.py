@@ -20,13 +20,13 @@ from jaxval.check.newest import Newest, newest
 from jaxval.check.probe import choose, rank
 from jaxval.check.timing import Pace, Timed
 from jaxval.checkpoints.commit import committed
-from jaxval.config import Config, Model, Search, Texts, Watching
+from jaxval.config import Config, Evaluation, Model, Output, Search, Texts, Watching
 from jaxval.encoders import folder
 from jaxval.encoders.adapter import from_linen
 from jaxval.errors import UserError
 from jaxval.evaluation.encode import Tower, matrix, place
 from jaxval.evaluation.plan import EvalSet
-from jaxval.records import DatasetFiles, ParamsPaths, PinLimit
+from jaxval.records import DatasetFiles, ParamsPaths
 from tests.e2e import world
 
 GOLDENS = Path(__file__).parents[1] / "encoders" / "goldens"
@@ -59,28 +59,18 @@ class Place:
 
     def made(self):
         out = self.root / "out"
-        texts = {"passage_template": "{text}", "passage_prefix": None, "query_prefix": None}
-        search = {"index_dtype": "float32", "depth": 10, "measures": ("RR@10",), "rerank": None}
-        rest = {
-            "datasets": (self.files,),
-            "batch_tokens": 256,
-            "write_run": None,
-            "select_by": None,
-            "confirm": None,
-            "patience": None,
-            "keep_best": 0,
-        }
+        rest = {"datasets": (self.files,), "batch_tokens": 256} | self.config
+        search = {"depth": 10, "measures": ("RR@10",)} | self.search
+        texts = {"passage_template": "{text}", "token_dir": out / "tokens"} | self.texts
         model = Model(
-            None, self.encoder, str(self.tokenizer), self.paths, *["float32"], *[None] * 3
+            factory=self.encoder, tokenizer=str(self.tokenizer), params_paths=self.paths
         )
-        watching = (str(self.checkpoints), out / "pins", 1.0, None, None, "all", PinLimit(), 2)
         return Config(
-            watching=Watching(*watching, False),
-            model=model,
-            texts=Texts(**(texts | self.texts), token_dir=out / "tokens"),
-            search=Search(**(search | self.search)),
-            output_dir=out,
-            **(rest | self.config),
+            watching=Watching(str(self.checkpoints), out / "pins"),
+            evaluation=Evaluation(
+                model=model, texts=Texts(**texts), search=Search(**search), **rest
+            ),
+            output=Output(out),
         )
 
     def check(self, silent, devices=2):

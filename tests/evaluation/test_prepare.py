@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxval.config import Config, Model, Search, Texts
+from jaxval.config import Evaluation, Model, Search, Texts
 from jaxval.errors import EncoderError
 from jaxval.evaluation.prepare import prepare
-from jaxval.records import DatasetFiles, ParamsPaths
+from jaxval.records import DatasetFiles
 
 GOLDENS = Path(__file__).parents[1] / "encoders" / "goldens"
 
@@ -30,19 +30,11 @@ def model(tmp_path):
 def config(tmp_path, beir, model):
     data = beir()
     files = (data / "corpus.jsonl", data / "queries.jsonl", data / "qrels" / "test.tsv")
-    return Config(
-        watching=None,  # which checkpoints does not matter here
+    return Evaluation(
         datasets=(DatasetFiles("tiny", *files),),
-        model=Model(str(model), None, None, ParamsPaths(), "float32", None, None, None),
-        texts=Texts("{title} {text}", None, None, 12, 12, tmp_path / "tokens"),
-        search=Search("dot", "float32", 10, ("RR@10",), None),
-        batch_tokens=None,
-        output_dir=tmp_path / "out",
-        write_run=None,
-        select_by=None,
-        confirm=None,
-        patience=None,
-        keep_best=0,
+        model=Model(folder=str(model)),
+        texts=Texts(passage_max_len=12, query_max_len=12, token_dir=tmp_path / "tokens"),
+        search=Search(depth=10, measures=("RR@10",)),
     )
 
 
