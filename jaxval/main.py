@@ -1,42 +1,46 @@
-"""Validates every Orbax checkpoint of a dense retriever, as its training commits it.
-
-python -m jaxval.main --flagfile=val.flags
-"""
+"""The command `jaxval`: validates every checkpoint of a training."""
 
 from __future__ import annotations
 
+import functools
+from typing import NoReturn
+
 from jaxval.checkpoints.watcher import Watcher
-from jaxval.cli import devices, flags, frame
+from jaxval.cli import apps, devices, frame, settings
+from jaxval.cli.app import Values
 from jaxval.config import Config, Watching
 from jaxval.results import lock
 
 
-def main() -> int:
-    """Flags -> Config -> the loop."""
-    config = flags.config()
-    devices.apply(flags.devices(), config.output.directory / "compiled")
-    if flags.check():
-        return _check(config)
+def main(flags: Values) -> int:
+    """Validates, or reports with --check what a validation would do."""
+    config = settings.config(flags)
+    devices.apply(flags.devices, config.output.directory / "compiled")
+    open_devices = functools.partial(devices.open_devices, flags.devices)
+    return (_check if flags.check else _validate)(config, open_devices)
+
+
+def _validate(config: Config, open_devices: devices.Opener) -> int:
     with lock.hold(config.output.directory):
-        # Before JAX is imported: in those seconds a trainer may delete a checkpoint.
+        # Importing JAX takes seconds, in which a trainer may delete a checkpoint.
         watcher = _watcher(config.watching)
         watcher.start()
         try:
             from jaxval.run import session
 
-            return session.run(config, watcher, lambda: devices.open_devices(flags.devices()))
+            return session.run(config, watcher, open_devices)
         finally:
             watcher.stop()
 
 
-def _check(config: Config) -> int:
-    """Takes no lock and pins nothing, so that it can run beside another."""
+def _check(config: Config, open_devices: devices.Opener) -> int:
+    """Takes no lock and pins nothing, so that it can run beside a validation."""
     from jaxval.check import check_report, checker
     from jaxval.results.console import progress
 
-    found = checker.run(config, lambda: devices.open_devices(flags.devices()), progress)
-    print(*map(frame.as_flags, check_report.lines(found)), sep="\n", flush=True)
-    return found.status
+    report = checker.run(config, open_devices, progress)
+    print(*check_report.lines(report), sep="\n", flush=True)
+    return report.status
 
 
 def _watcher(watching: Watching) -> Watcher:
@@ -49,5 +53,10 @@ def _watcher(watching: Watching) -> Watcher:
     )
 
 
+def app() -> NoReturn:
+    """Runs the command."""
+    frame.run(main, apps.VALIDATE)
+
+
 if __name__ == "__main__":
-    frame.run(main, flags.TOPICS, __doc__ or "")
+    app()
