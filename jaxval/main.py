@@ -8,7 +8,7 @@ from typing import NoReturn
 from jaxval.checkpoints.watcher import Watcher
 from jaxval.cli import apps, devices, frame, settings
 from jaxval.cli.app import Values
-from jaxval.config import Config, Watching
+from jaxval.config import Config
 from jaxval.results import lock
 
 
@@ -21,10 +21,16 @@ def main(flags: Values) -> int:
 
 
 def _validate(config: Config, open_devices: devices.Opener) -> int:
+    watching = config.watching
+    watcher = Watcher(
+        watching.checkpoint_dir,
+        watching.pin_dir,
+        interval=watching.poll_interval,
+        limit=watching.pin_limit,
+        newest_first=watching.order != "all",
+    )
     with lock.hold(config.output.directory):
-        # Importing JAX takes seconds, in which a trainer may delete a checkpoint.
-        watcher = _watcher(config.watching)
-        watcher.start()
+        watcher.start()  # now: in the seconds that JAX's import takes a trainer may delete one
         try:
             from jaxval.run import session
 
@@ -41,16 +47,6 @@ def _check(config: Config, open_devices: devices.Opener) -> int:
     report = checker.run(config, open_devices, progress)
     print(*check_report.lines(report), sep="\n", flush=True)
     return report.status
-
-
-def _watcher(watching: Watching) -> Watcher:
-    return Watcher(
-        watching.checkpoint_dir,
-        watching.pin_dir,
-        interval=watching.poll_interval,
-        limit=watching.pin_limit,
-        newest_first=watching.order != "all",
-    )
 
 
 def app() -> NoReturn:
