@@ -32,9 +32,10 @@ def _validate(config: Config, open_devices: devices.Opener) -> int:
     with lock.hold(config.output.directory):
         watcher.start()  # now: in the seconds that JAX's import takes a trainer may delete one
         try:
+            from jaxval.results.trackers import default_trackers
             from jaxval.run import session
 
-            return session.run(config, watcher, open_devices)
+            return session.run(config, watcher, open_devices, default_trackers)
         finally:
             watcher.stop()
 
