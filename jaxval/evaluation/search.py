@@ -115,7 +115,8 @@ class Reranker:
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
         """Scores a chunk for those whose candidates are in it: vectors [n, dim] float32,
-        their rows [n] int64."""
+        their rows [n] int64.
+        """
         vectors = _formed(vectors, *self._form)
         first, end = (np.searchsorted(self._rows, rows, side) for side in ("left", "right"))
         counts = end - first
@@ -214,7 +215,8 @@ def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
 
 def _keep(scores: np.ndarray, rows: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """The best `depth` of each query, in no order; of equals at the last place the first
-    rows. Only queries with such equals are sorted."""
+    rows. Only queries with such equals are sorted.
+    """
     if scores.shape[1] <= depth:
         return scores, rows
     best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
