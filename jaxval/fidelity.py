@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from jaxval.atomic import replace_file
 from jaxval.cli import devices, flags, frame
 from jaxval.config import Config
 from jaxval.errors import UserError
@@ -143,13 +144,11 @@ def write(folder: Path, report: Report) -> None:
     """Writes fidelity.json, .png and .svg, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for form in ("json", "png", "svg"):
-        whole = folder / f"fidelity.{form}"
-        partial = whole.with_name(f".{whole.name}.partial")
-        if form == "json":
-            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        else:
-            figures.draw(report, partial, form)
-        partial.replace(whole)
+        with replace_file(folder / f"fidelity.{form}") as partial:
+            if form == "json":
+                partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            else:
+                figures.draw(report, partial, form)
 
 
 def table(report: Report) -> str:
