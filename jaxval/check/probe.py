@@ -1,4 +1,4 @@
-"""A few queries and the passages that answer them: enough to see whether an encoder ranks."""
+"""A few queries and passages of a set: enough to see whether the encoder ranks at all."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from jaxval.metrics.ranks import RowQrels
 from jaxval.records import Hits
 
 SIZE = 64
-"""Queries, and passages."""
+"""Number of queries, and of passages, in a sample."""
 
 DEPTH = 10
 MEASURE = f"nDCG@{DEPTH}"
-"""By which it is seen whether they are ranked better than by chance."""
+"""The measure by which a ranking is compared with random rankings."""
 
 _MEASURES = parse([MEASURE], DEPTH)
 _SHUFFLES = 200
-_ENOUGH = 16  # queries, and passages: of fewer, chance alone makes a good ranking
+_ENOUGH = 16  # queries, and passages; with fewer, a random ranking can be a good one
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some texts of a store, in its widths, as a Tower encodes them. Their rows are 0, 1, …
+class StorePart:
+    """Some texts of a token store, in its buckets, so that a Tower can encode them.
+
+    The texts are numbered anew: their rows are 0, 1, …
 
     Attributes:
-      store: the whole.
-      positions: [count] int64, in it; ascending.
+      store: the whole store.
+      positions: [count] int64, positions in the store, ascending.
     """
 
     store: TokenStore
@@ -41,67 +43,68 @@ class Part:
 
     @property
     def count(self) -> int:
-        """How many texts."""
+        """Number of texts."""
         return len(self.positions)
 
     @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """Those of the store that have any of these texts."""
+        """The store's buckets that hold any of these texts."""
         ends = [bucket.start + bucket.count for bucket in self.store.buckets]
-        upto = [0, *np.searchsorted(self.positions, ends).tolist()]
+        bounds = [0, *np.searchsorted(self.positions, ends).tolist()]
         return tuple(
             Bucket(bucket.width, start, end - start)
-            for bucket, start, end in zip(self.store.buckets, upto, upto[1:], strict=False)
+            for bucket, start, end in zip(self.store.buckets, bounds, bounds[1:], strict=False)
             if end > start
         )
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[count] uint16."""
+        """[count] uint16, the texts' lengths in tokens."""
         return np.asarray(self.store.lengths[self.positions])
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """[count] int64, 0, 1, …"""
+        """[count] int64: 0, 1, …"""
         return np.arange(self.count)
 
     @property
-    def places(self) -> np.ndarray:
-        """[count] int64, the row of each in the store."""
+    def store_rows(self) -> np.ndarray:
+        """[count] int64, each text's row in the store."""
         return np.asarray(self.store.rows[self.positions])
 
     def matrix(self, bucket: Bucket) -> np.ndarray:
-        """[bucket.count, bucket.width] token ids."""
-        (whole,) = [one for one in self.store.buckets if one.width == bucket.width]
-        here = self.positions[bucket.start : bucket.start + bucket.count]
-        return np.asarray(self.store.matrix(whole)[here - whole.start])
+        """Returns the token ids of a bucket, [bucket.count, bucket.width]."""
+        (whole,) = [other for other in self.store.buckets if other.width == bucket.width]
+        positions = self.positions[bucket.start : bucket.start + bucket.count]
+        return np.asarray(self.store.matrix(whole)[positions - whole.start])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A set made small.
+    """A few queries and passages of a set.
 
     Attributes:
-      queries, passages: SIZE of each, or as many as there are.
-      query_ids: in the order of the queries' rows.
-      qrels: over the passages' rows.
+      queries: SIZE queries, or all if there are fewer.
+      passages: SIZE passages, or all if there are fewer.
+      query_ids: the queries' ids, in the order of their rows.
+      qrels: the judgements, over the rows of `passages`.
     """
 
-    queries: Part
-    passages: Part
+    queries: StorePart
+    passages: StorePart
     query_ids: tuple[str, ...]
     qrels: RowQrels
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well a sample is ranked.
+    """How well the encoder ranks a sample.
 
     Attributes:
-      values: [queries] MEASURE of each.
-      chance: the mean of random rankings.
-      luck: the highest mean of many random rankings; 1 where there are too few texts to tell
-        a ranking from chance.
+      values: [queries] float64, MEASURE of each query.
+      chance: mean of MEASURE over random rankings.
+      luck: the highest mean of a random ranking; 1 if there are too few texts to tell a
+        ranking from a random one.
     """
 
     values: np.ndarray
@@ -110,13 +113,20 @@ class Ranking:
 
     @property
     def mean(self) -> float:
-        """Over the queries."""
+        """Mean of MEASURE over the queries."""
         return float(self.values.mean())
 
 
-def choose(judged: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
-    """Queries from all over the set, and of each its best passage; then passages from all
-    over the corpus, until there are `size`."""
+def choose_sample(judged: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
+    """Chooses queries and passages at even distances over a set.
+
+    The passages are the best passage of each query, and then others of the corpus.
+
+    Args:
+      judged: the set.
+      corpus: its passages.
+      size: number of queries, and of passages.
+    """
     answers = _answers(judged)
     asked = _spread(np.array(list(answers) or range(judged.queries.count)), size)
     rows = {answers[number] for number in asked.tolist() if number in answers}
@@ -124,30 +134,40 @@ def choose(judged: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
     others = others[~np.isin(others, list(rows))]
     chosen = np.array([*rows, *_spread(others, size - len(rows))], np.int64)
     queries, passages = _part(judged.queries, asked), _part(corpus, chosen)
-    ids = tuple(judged.query_ids[row] for row in queries.places)
+    ids = tuple(judged.query_ids[row] for row in queries.store_rows)
     return Sample(queries, passages, ids, _among(passages, judged.qrels, ids))
 
 
 def _answers(judged: EvalSet) -> dict[int, int]:
-    """Row of a query -> that of its best passage, for those that have one in the corpus."""
+    """Returns query row -> row of its best passage, if the corpus has a relevant one."""
     best = {number: _best(judged.qrels[id_]) for number, id_ in enumerate(judged.query_ids)}
     return {number: row for number, row in best.items() if row is not None}
 
 
-def _among(passages: Part, qrels: RowQrels, query_ids: Sequence[str]) -> RowQrels:
-    """The judgements of these passages, over the part's rows."""
-    at = {str(row): str(place) for place, row in enumerate(passages.places)}
+def _among(passages: StorePart, qrels: RowQrels, query_ids: Sequence[str]) -> RowQrels:
+    """Returns the judgements of these passages, over their rows in the part."""
+    at = {str(row): str(place) for place, row in enumerate(passages.store_rows)}
     return {
         query: {at[row]: grade for row, grade in qrels[query].items() if row in at}
         for query in query_ids
     }
 
 
-def rank(
+def rank_sample(
     sample: Sample, queries: np.ndarray, passages: np.ndarray, similarity: str, dtype: str
 ) -> Ranking | None:
-    """Searches the sample's passages for its queries, [n, dim] float32 each; None if no
-    passage is relevant to a query."""
+    """Searches the sample's passages for its queries.
+
+    Args:
+      sample: the sample.
+      queries: [queries, dim] float32.
+      passages: [passages, dim] float32.
+      similarity: `dot` or `cosine`.
+      dtype: type of the vectors in the index.
+
+    Returns:
+      The ranking; None if no passage of the sample is relevant to a query.
+    """
     if not any(max(grades.values(), default=0) > 0 for grades in sample.qrels.values()):
         return None
     searcher = FaissSearcher(queries, DEPTH, similarity, dtype=dtype)
@@ -171,18 +191,18 @@ def _shuffle(sample: Sample, rng: np.random.Generator) -> Hits:
 
 
 def _best(grades: Mapping[str, int]) -> int | None:
-    """The row of the passage of the highest grade; None if no relevant one is there."""
+    """Returns the row of the passage with the highest grade; None if none is relevant."""
     there = {int(row): grade for row, grade in grades.items() if row.isdigit() and grade > 0}
     return max(there, key=lambda row: (there[row], -row)) if there else None
 
 
 def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    """So many of them, at even distances."""
+    """Returns `count` of the values, at even distances."""
     if count >= len(values):
         return values
     spread: np.ndarray = values[np.linspace(0, len(values) - 1, max(0, count)).astype(int)]
     return spread
 
 
-def _part(store: TokenStore, rows: np.ndarray) -> Part:
-    return Part(store, np.flatnonzero(np.isin(store.rows, rows)))
+def _part(store: TokenStore, rows: np.ndarray) -> StorePart:
+    return StorePart(store, np.flatnonzero(np.isin(store.rows, rows)))
