@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxval.atomic import sweep
+from jaxval.atomic import make_partial, publish_folder, sweep
 from jaxval.corpus.manifest import MANIFEST
 from jaxval.corpus.readers import digest
 from jaxval.errors import UserError
@@ -98,28 +97,18 @@ def publish(
       UserError: it cannot be written, or something else came there meanwhile.
     """
     sweep(folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"))
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        partial = make_partial(folder)
     except OSError as error:
         raise UserError(f"`output_dir={folder}` cannot be written: {error}") from error
     try:
         counts = fill(partial)
         manifest = json.dumps(asdict(made) | {"counts": counts}, indent=2)
         (partial / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
-        _rename(partial, folder, made)
+        publish_folder(partial, folder, taken=lambda: holds(folder, made))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
-
-
-def _rename(partial: Path, folder: Path, made: Origin) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not holds(folder, made):  # else another process was first
-            raise
 
 
 def _is_something(folder: Path) -> bool:
