@@ -74,7 +74,7 @@ def main() -> int:
         config.evaluation, comparison, lambda: devices.open_devices(flags.devices()), progress
     )
     fidelity_report.write(config.output.directory, report)
-    print(fidelity_report.table(report))
+    fidelity_report.print_table(report)
     print(f"report       {config.output.directory / 'fidelity.json'}")
     print(f"picture      {config.output.directory / 'fidelity.png'}, .svg", flush=True)
     return 1 if report["left_out"] else 0
