@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from jaxval.atomic import replace_file
 
 _LOG = logging.getLogger(__name__)
 _NAME = "signals.json"
@@ -66,15 +67,8 @@ def write(output_dir: Folder, state: State) -> None:
     Raises:
       OSError: it could not be written (a full disk); the old one stands as it was.
     """
-    temporary = Path(output_dir, f".{_NAME}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(_told(state), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(Path(output_dir, _NAME))
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_file(Path(output_dir, _NAME)) as partial:
+        partial.write_text(json.dumps(_told(state), indent=1), encoding="utf-8")
 
 
 def read(output_dir: Folder) -> State:

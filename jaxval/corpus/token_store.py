@@ -19,7 +19,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxval.atomic import sweep
+from jaxval.atomic import make_partial, publish_folder, sweep
 from jaxval.corpus.readers import render
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.errors import DataError
@@ -173,26 +172,16 @@ def open_or_build(
     sweep(directory.glob("*.partial"))
     final = directory / name
     if not (final / "manifest.json").exists():
-        partial = directory / f"{name}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
+            partial = make_partial(final)
         except OSError as error:
             raise DataError(f"`token_dir={directory}` cannot be written: {error}") from error
         try:
             _build(partial, texts, tokenizer, recipe, find_lines, bar())
-            _publish(partial, final)
+            publish_folder(partial, final, taken=(final / "manifest.json").exists)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(final)
-
-
-def _publish(partial: Path, final: Path) -> None:
-    try:
-        partial.rename(final)
-    except OSError:
-        if not (final / "manifest.json").exists():  # else another process was first
-            raise
 
 
 def _open(path: Path) -> TokenStore:

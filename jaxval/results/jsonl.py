@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxval.atomic import replace_file
 from jaxval.records import Failure, Validation
 
 
@@ -17,9 +18,8 @@ class JsonLines:
 
     def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
         """Writes what the ledger holds; a kill may have come between a row and its line."""
-        whole = self._path.with_suffix(".tmp")
-        whole.write_text("".join(map(_line, past)))
-        whole.replace(self._path)
+        with replace_file(self._path) as partial:
+            partial.write_text("".join(map(_line, past)))
 
     def record(self, validation: Validation) -> None:
         """Appends a line."""

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jaxval.atomic import replace_file
 from jaxval.sampling import figures
 
 Report = dict[str, Any]
@@ -23,13 +24,11 @@ def write(folder: Path, report: Report) -> None:
     """Writes fidelity.json, .png and .svg, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for form in ("json", "png", "svg"):
-        whole = folder / f"fidelity.{form}"
-        partial = whole.with_name(f".{whole.name}.partial")
-        if form == "json":
-            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        else:
-            figures.draw(report, partial, form)
-        partial.replace(whole)
+        with replace_file(folder / f"fidelity.{form}") as partial:
+            if form == "json":
+                partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            else:
+                figures.draw(report, partial, form)
 
 
 def print_table(report: Report) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxval.atomic import sweep
+from jaxval.atomic import make_partial, publish_folder, sweep
 from jaxval.corpus import manifest
 from jaxval.corpus.manifest import Origin
 from jaxval.corpus.readers import digest
@@ -66,24 +65,14 @@ def publish(
         meantime.
     """
     sweep(folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"))
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        partial = make_partial(folder)
     except OSError as error:
         raise UserError(f"`output_dir={folder}` cannot be written: {error}") from error
     try:
         counts = fill(partial)
         manifest.write(partial, origin, counts)
-        _rename(partial, folder, origin)
+        publish_folder(partial, folder, taken=lambda: manifest.holds(folder, origin))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
-
-
-def _rename(partial: Path, folder: Path, origin: Origin) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not manifest.holds(folder, origin):  # else another process published it first
-            raise
