@@ -416,7 +416,13 @@ def test_a_disk_that_fills_up_while_it_tokenizes_leaves_nothing_half_written(
 
     def build():
         return token_store.open_or_build(
-            small_disk / "tokens", texts, "o", tiny_tokenizer, recipe, places=str, bar=silent
+            small_disk / "tokens",
+            texts,
+            "o",
+            tiny_tokenizer,
+            recipe,
+            find_lines=str,
+            bar=silent,
         )
 
     refused = 0
