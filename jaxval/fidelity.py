@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from absl import flags as absl_flags
-
-from jaxval.cli import devices, flags, frame
-from jaxval.errors import UserError
+from jaxval.cli import apps, devices, frame, settings
+from jaxval.cli.app import Values
 from jaxval.results.console import progress
 from jaxval.sampling import figures
 
@@ -33,10 +31,10 @@ def main(flags: Values) -> int:
     report = compare.compare(
         config.evaluation, comparison, lambda: devices.open_devices(flags.devices), progress
     )
-    fidelity_report.write(config.output.directory, report)
-    fidelity_report.print_table(report)
-    print(f"report       {config.output.directory / 'fidelity.json'}")
-    print(f"picture      {config.output.directory / 'fidelity.png'}, .svg", flush=True)
+    fidelity_report.write(folder, report)
+    print(fidelity_report.table(report))
+    print(f"report       {folder / 'fidelity.json'}")
+    print(f"picture      {folder / 'fidelity.png'}, .svg", flush=True)
     return 1 if report["left_out"] else 0
 
 
