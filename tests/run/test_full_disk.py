@@ -39,7 +39,7 @@ def test_a_run_waits_until_the_disk_has_room(place, small_disk):
     assert f"{place.output} has " in place.log
     place.check(1, 2)
     assert place.reasons() == {3: "corrupt"}
-    assert not list(place.output.rglob("*.tmp"))
+    assert not list(place.output.rglob("*.partial"))
 
 
 def test_the_failure_of_a_checkpoint_waits_too(place, small_disk):
@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_during_tokenization_keeps_nothing_incomplete(
 
     def build():
         return token_store.open_or_build(
-            small_disk / "tokens", texts, "o", tiny_tokenizer, recipe, places=str, bar=silent
+            small_disk / "tokens", texts, "o", tiny_tokenizer, recipe, find_lines=str, bar=silent
         )
 
     failed = 0
