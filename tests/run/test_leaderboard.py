@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxval.records import Checkpoint, SelectBy, Validation
-from jaxval.run.leaderboard import Leaderboard
+from jaxval.run.leaderboard import BestExports, Leaderboard
 
 RR = SelectBy("dev", "s", "RR")
 RANK = SelectBy("dev", "s", "RR", lower_is_better=True)
@@ -84,6 +84,41 @@ def test_the_standing_is_against_the_best_so_far():
     assert third.standing.against == 1
     assert third.standing.p_values == {"RR": pytest.approx(2 / 2**8)}
     assert third.standing.intervals == {"RR": (1.0, 1.0)}
+
+
+class Exports:
+    """Records the calls that BestExports makes."""
+
+    def __init__(self):
+        self.exported, self.kept = [], []
+
+    def export(self, checkpoint, params):
+        self.exported.append(checkpoint.step)
+
+    def keep(self, names, best):
+        self.kept.append((names, best))
+
+
+def test_only_the_best_of_the_deciding_series_are_exported():
+    board, exports = Leaderboard(RR, size=2), Exports()
+    best = BestExports(board, "s", exports, count=2)
+    best.prune()
+    for step, value in enumerate((0.5, 0.75, 0.25, 0.75, 1.0)):
+        for row in (validation(step, value), validation(step, value, series="t")):
+            best.export(row, None)
+            board.add(row)
+    best.prune()
+    assert exports.exported == [0, 1, 3, 4]
+    assert exports.kept == [(["4_4", "1_1"], "4_4")]
+
+
+def test_with_a_count_of_zero_nothing_is_exported():
+    board, exports = Leaderboard(RR), Exports()
+    best = BestExports(board, "s", exports, count=0)
+    best.export(validation(1, 0.5), None)
+    board.add(validation(1, 0.5))
+    best.prune()
+    assert (exports.exported, exports.kept) == ([], [])
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), max_size=12), st.integers(1, 4))

@@ -491,11 +491,11 @@ class SteppingClock(Clock):
 
 def test_the_time_until_the_queue_is_empty_is_logged(place):
     place.put(1, 2, 3, 4)
-    assert place.run(clock=SteppingClock(6.0)) == 0
+    assert place.run(clock=SteppingClock(11.0)) == 0
     logged = [line for line in place.log.splitlines() if "until the queue is empty" in line]
     assert logged == [
-        "3 checkpoints are waiting; about 18 s until the queue is empty (see `order`)",
-        "2 checkpoints are waiting; about 12 s until the queue is empty (see `order`)",
+        "3 checkpoints are waiting; about 33 s until the queue is empty (see `order`)",
+        "2 checkpoints are waiting; about 22 s until the queue is empty (see `order`)",
     ]
 
 
