@@ -230,7 +230,7 @@ def bad_strangers(run):
     ("spoil", "said"),
     [
         (bad_line, "corpus.jsonl:2: "),
-        (bad_duplicate, "'p0' stands 2 times"),
+        (bad_duplicate, "'p0' occurs 2 times"),
         (bad_empty, "no text in it"),
         (bad_missing, "queries"),
         (bad_unjudged, "test.tsv"),
