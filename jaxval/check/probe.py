@@ -31,7 +31,7 @@ _ENOUGH = 16  # queries, and passages; with fewer, a random ranking can be a goo
 class StorePart:
     """Some texts of a token store, in its buckets, so that a Tower can encode them.
 
-    The texts are numbered anew: their rows are 0, 1, …
+    The texts are numbered again, from row 0 on.
 
     Attributes:
       store: the whole store.
@@ -64,7 +64,7 @@ class StorePart:
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """[count] int64: 0, 1, …"""
+        """[count] int64, the numbers from 0 on."""
         return np.arange(self.count)
 
     @property
