@@ -69,9 +69,12 @@ def test_who_is_surely_worse_on_the_sample_is_not_put_to_the_whole(place, measur
     assert screened(place) == [("dev", step, SCREENED) for step in (2, 4, 5)]
     assert "2 validated, 3 already in the ledger, 0 lost, 0 corrupt" in out
     assert "2 screened out\n" in out
-    assert "confirmed 2 of 5 checkpoints on dev; 3 screened out saved about " in out
-    assert f"estimated {measures.partition(',')[0]} of these on dev: step " in out
-    assert "screened: on small its " in out
+    assert "confirmed 2 of 5 checkpoints on dev; 3 screened out, which saved about " in out
+    assert (
+        f"estimated {measures.partition(',')[0]} of screened-out checkpoints on dev: step "
+        in out
+    )
+    assert f"screened: {measures.partition(',')[0]} on small is " in out
     assert "best on dev: step 1," in out
     assert (place.output / "best" / "best").readlink().name.endswith("_1")
     assert {path.name for path in (place.output / "tensorboard").iterdir()} == {"small", "dev"}
