@@ -245,7 +245,7 @@ def bad_strangers(run):
         ({"devices": "gpu:one"}, "--devices=gpu:one: write cpu"),
         ({"output_dir": ""}, "--output_dir is not set"),
         ({"model": "somewhere"}, "set one of --model"),
-        ({"pooling": "mean"}, "belong to --model"),
+        ({"pooling": "mean"}, "apply to --model"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2_and_nothing_is_validated(run, spoil, said):
