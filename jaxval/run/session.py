@@ -242,23 +242,24 @@ class Session:
     def _validate(self, checkpoint: Checkpoint, open_series: set[str]) -> None:
         restored = self._prefetcher.take(checkpoint)
         self._note_fit(restored)
-        for result in validate(checkpoint, restored, self._plan, open_series, self._progress):
+        label = f"step {checkpoint.step}"
+        for result in validate(label, restored, self._plan, open_series, self._progress):
             wait_for_room(self._output.directory, self._export_size(restored), self._sleep)
             with signals_deferred():
                 # A verdict on the sample closes the series of the whole corpus, which
                 # `validate` then leaves out.
-                open_series -= self._keep(result, restored)
+                open_series -= self._keep(checkpoint, result, restored)
                 self.tally.validated += not open_series
 
-    def _keep(self, result: SetResult, restored: Restored) -> set[str]:
+    def _keep(self, checkpoint: Checkpoint, result: SetResult, restored: Restored) -> set[str]:
         """Writes a result. Its files come first, so that a row never lacks them.
 
         Returns:
           The series in which the checkpoint now has a row.
         """
-        validation = self._leaderboard.compared(result.validation)
+        validation = self._leaderboard.compared(result.validation(checkpoint))
         screened = self._screen(validation)
-        self._write_run(result)
+        self._write_run(checkpoint, result)
         self._exports.export(validation, restored.params)
         self._ledger.commit(validation, screened)
         ranked = self._leaderboard.add(validation)
@@ -279,14 +280,14 @@ class Session:
         verdict = screening.verdict(validation, self._leaderboard.best(validation.series))
         return [verdict] if verdict else []
 
-    def _write_run(self, result: SetResult) -> None:
-        form, checkpoint = self._output.write_run, result.validation.checkpoint
+    def _write_run(self, checkpoint: Checkpoint, result: SetResult) -> None:
+        form = self._output.write_run
         if form:
-            folder = self._output.directory / "runs" / result.judged.name
+            folder = self._output.directory / "runs" / result.eval_set.name
             write_run(
                 folder / f"{checkpoint.name}.{form}",
                 form,
-                result.judged.query_ids,
+                result.eval_set.query_ids,
                 result.hits,
                 result.corpus.ids,
                 tag=f"jaxval-{checkpoint.step}",
