@@ -1,9 +1,8 @@
-"""A few queries and passages of a set: enough to see whether the encoder ranks at all."""
+"""A small sample of queries and passages, to see whether an encoder ranks at all."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +11,28 @@ from jaxval.corpus.token_store import Bucket, TokenStore
 from jaxval.evaluation.plan import EvalSet
 from jaxval.evaluation.search import FaissSearcher
 from jaxval.metrics.measures import evaluate, parse
-from jaxval.metrics.ranks import RowQrels
+from jaxval.metrics.ranks import Judgments
 from jaxval.records import Hits
 
 SIZE = 64
-"""Number of queries, and of passages, in a sample."""
+"""Number of queries, and of passages."""
 
 DEPTH = 10
 MEASURE = f"nDCG@{DEPTH}"
-"""The measure by which a ranking is compared with random rankings."""
+"""The measure that is compared with the one of random rankings."""
 
 _MEASURES = parse([MEASURE], DEPTH)
 _SHUFFLES = 200
-_ENOUGH = 16  # queries, and passages; with fewer, a random ranking can be a good one
+_ENOUGH = 16  # queries, and passages: with fewer, chance alone makes a good ranking
 
 
 @dataclass(frozen=True)
 class StorePart:
-    """Some texts of a token store, in its buckets, so that a Tower can encode them.
-
-    The texts are numbered again, from row 0 on.
+    """Some texts of a token store, in its widths. They are numbered from 0.
 
     Attributes:
-      store: the whole store.
-      positions: [count] int64, positions in the store, ascending.
+      store: The token store.
+      positions: [count] int64, the positions in the store; ascending.
     """
 
     store: TokenStore
@@ -48,63 +45,61 @@ class StorePart:
 
     @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The store's buckets that hold any of these texts."""
+        """The buckets of the store that contain any of these texts."""
         ends = [bucket.start + bucket.count for bucket in self.store.buckets]
-        bounds = [0, *np.searchsorted(self.positions, ends).tolist()]
+        upto = [0, *np.searchsorted(self.positions, ends).tolist()]
         return tuple(
             Bucket(bucket.width, start, end - start)
-            for bucket, start, end in zip(self.store.buckets, bounds, bounds[1:], strict=False)
+            for bucket, start, end in zip(self.store.buckets, upto, upto[1:], strict=False)
             if end > start
         )
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[count] uint16, the texts' lengths in tokens."""
+        """[count] uint16, the number of tokens of each text."""
         return np.asarray(self.store.lengths[self.positions])
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """[count] int64, the numbers from 0 on."""
+        """[count] int64, from 0 to count - 1."""
         return np.arange(self.count)
 
     @property
     def store_rows(self) -> np.ndarray:
-        """[count] int64, each text's row in the store."""
+        """[count] int64, the row of each text in the store."""
         return np.asarray(self.store.rows[self.positions])
 
     def matrix(self, bucket: Bucket) -> np.ndarray:
-        """Returns the token ids of a bucket, [bucket.count, bucket.width]."""
+        """Returns [bucket.count, bucket.width] token ids."""
         (whole,) = [other for other in self.store.buckets if other.width == bucket.width]
-        positions = self.positions[bucket.start : bucket.start + bucket.count]
-        return np.asarray(self.store.matrix(whole)[positions - whole.start])
+        here = self.positions[bucket.start : bucket.start + bucket.count]
+        return np.asarray(self.store.matrix(whole)[here - whole.start])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A few queries and passages of a set.
+    """A small part of a validation set.
 
     Attributes:
-      queries: SIZE queries, or all if there are fewer.
-      passages: SIZE passages, or all if there are fewer.
-      query_ids: the queries' ids, in the order of their rows.
-      qrels: the judgements, over the rows of `passages`.
+      queries: SIZE queries, or as many as there are.
+      passages: SIZE passages, or as many as there are.
+      judgments: Of these queries on these passages.
     """
 
     queries: StorePart
     passages: StorePart
-    query_ids: tuple[str, ...]
-    qrels: RowQrels
+    judgments: Judgments
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well the encoder ranks a sample.
+    """How well a sample is ranked.
 
     Attributes:
-      values: [queries] float64, MEASURE of each query.
-      chance: mean of MEASURE over random rankings.
-      luck: the highest mean of a random ranking; 1 if there are too few texts to tell a
-        ranking from a random one.
+      values: [queries] MEASURE of each query.
+      chance: The mean of random rankings.
+      luck: The highest mean of many random rankings; 1 if there are too few texts to tell a
+        ranking from chance.
     """
 
     values: np.ndarray
@@ -113,62 +108,70 @@ class Ranking:
 
     @property
     def mean(self) -> float:
-        """Mean of MEASURE over the queries."""
+        """The mean over the queries."""
         return float(self.values.mean())
 
 
-def choose_sample(judged: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
-    """Chooses queries and passages at even distances over a set.
+def choose_sample(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
+    """Returns queries from all over the set with passages from all over the corpus.
 
-    The passages are the best passage of each query, and then others of the corpus.
-
-    Args:
-      judged: the set.
-      corpus: its passages.
-      size: number of queries, and of passages.
+    The passages contain the best one of each chosen query. The others fill up to `size`.
     """
-    answers = _answers(judged)
-    asked = _spread(np.array(list(answers) or range(judged.queries.count)), size)
-    rows = {answers[number] for number in asked.tolist() if number in answers}
+    answered, answers = _answers(eval_set.judgments)
+    numbers = answered if len(answered) else np.arange(eval_set.queries.count)
+    numbers = _spread(numbers, size)
+    rows = np.unique(answers[np.isin(answered, numbers)])
     others = _spread(np.arange(corpus.count), 2 * size)
-    others = others[~np.isin(others, list(rows))]
-    chosen = np.array([*rows, *_spread(others, size - len(rows))], np.int64)
-    queries, passages = _part(judged.queries, asked), _part(corpus, chosen)
-    ids = tuple(judged.query_ids[row] for row in queries.store_rows)
-    return Sample(queries, passages, ids, _among(passages, judged.qrels, ids))
+    others = _spread(others[~np.isin(others, rows)], size - len(rows))
+    queries = _part(eval_set.queries, numbers)
+    passages = _part(corpus, np.concatenate([rows, others]))
+    return Sample(queries, passages, _among(queries, passages, eval_set.judgments))
 
 
-def _answers(judged: EvalSet) -> dict[int, int]:
-    """Returns query row -> row of its best passage, if the corpus has a relevant one."""
-    best = {number: _best(judged.qrels[id_]) for number, id_ in enumerate(judged.query_ids)}
-    return {number: row for number, row in best.items() if row is not None}
+def _answers(judgments: Judgments) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the queries that have a relevant passage in the corpus, and the best of each.
+
+    Of passages with equal grades the first row is taken. Both arrays are [n] int64.
+    """
+    relevant = (judgments.row >= 0) & (judgments.grade > 0)
+    query, row = judgments.query[relevant], judgments.row[relevant]
+    order = np.lexsort((row, -judgments.grade[relevant], query))
+    answered, first = np.unique(query[order], return_index=True)
+    return answered, row[order][first]
 
 
-def _among(passages: StorePart, qrels: RowQrels, query_ids: Sequence[str]) -> RowQrels:
-    """Returns the judgements of these passages, over their rows in the part."""
-    at = {str(row): str(place) for place, row in enumerate(passages.store_rows)}
-    return {
-        query: {at[row]: grade for row, grade in qrels[query].items() if row in at}
-        for query in query_ids
-    }
+def _among(queries: StorePart, passages: StorePart, judgments: Judgments) -> Judgments:
+    """Returns the judgments of these queries on these passages, over the parts' rows."""
+    query = _places(queries, judgments.query)
+    row = _places(passages, judgments.row)
+    both = np.flatnonzero((query >= 0) & (row >= 0))
+    both = both[np.argsort(query[both], kind="stable")]
+    return Judgments(query[both], row[both], judgments.grade[both], queries.count)
+
+
+def _places(part: StorePart, rows: np.ndarray) -> np.ndarray:
+    """Returns the row in the part of each row of its store; -1 where the part lacks it."""
+    order = np.argsort(part.store_rows)
+    at = np.minimum(np.searchsorted(part.store_rows[order], rows), part.count - 1)
+    return np.where(part.store_rows[order][at] == rows, order[at], -1)
 
 
 def rank_sample(
     sample: Sample, queries: np.ndarray, passages: np.ndarray, similarity: str, dtype: str
 ) -> Ranking | None:
-    """Searches the sample's passages for its queries.
+    """Ranks the sample's passages for its queries.
 
     Args:
-      sample: the sample.
-      queries: [queries, dim] float32.
-      passages: [passages, dim] float32.
+      sample: The sample.
+      queries: [n, dim] float32, the vectors of its queries.
+      passages: [n, dim] float32, the vectors of its passages.
       similarity: `dot` or `cosine`.
-      dtype: type of the vectors in the index.
+      dtype: The dtype that vectors are rounded to before they are compared.
 
     Returns:
-      The ranking; None if no passage of the sample is relevant to a query.
+      How well the passages are ranked; None if no passage is relevant to a query.
     """
-    if not any(max(grades.values(), default=0) > 0 for grades in sample.qrels.values()):
+    if not (sample.judgments.grade > 0).any():
         return None
     searcher = FaissSearcher(queries, DEPTH, similarity, dtype=dtype)
     searcher.add(passages, sample.passages.rows)
@@ -180,7 +183,7 @@ def rank_sample(
 
 
 def _values(sample: Sample, hits: Hits) -> np.ndarray:
-    values: np.ndarray = evaluate(_MEASURES, sample.qrels, sample.query_ids, hits)[MEASURE]
+    values: np.ndarray = evaluate(_MEASURES, sample.judgments, hits)[MEASURE]
     return values
 
 
@@ -190,14 +193,8 @@ def _shuffle(sample: Sample, rng: np.random.Generator) -> Hits:
     return Hits(np.zeros(rows.shape, np.float32), rows)
 
 
-def _best(grades: Mapping[str, int]) -> int | None:
-    """Returns the row of the passage with the highest grade; None if none is relevant."""
-    there = {int(row): grade for row, grade in grades.items() if row.isdigit() and grade > 0}
-    return max(there, key=lambda row: (there[row], -row)) if there else None
-
-
 def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    """Returns `count` of the values, at even distances."""
+    """Returns `count` of the values, evenly spaced; all of them if there are fewer."""
     if count >= len(values):
         return values
     spread: np.ndarray = values[np.linspace(0, len(values) - 1, max(0, count)).astype(int)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -35,7 +35,6 @@ class Console:
       measures: Names of the measures, one for each column.
       select_by: Names the measure that decides which checkpoint is best, and its direction.
       out: Where to print. None prints to stdout.
-      rewrite: Applied to each line, e.g. to write settings as flags.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class Console:
         measures: Sequence[str],
         select_by: SelectBy,
         out: TextIO | None = None,
-        rewrite: Callable[[str], str] = str,
     ):
         self._datasets = datasets
         self._measures = measures
@@ -52,7 +50,6 @@ class Console:
         self._console = rich.console.Console(
             file=out, width=_UNLIMITED, markup=False, highlight=False, emoji=False
         )
-        self._rewrite = rewrite
         self._has_header = False
         self._best: dict[str, Validation] = {}
 
@@ -120,7 +117,7 @@ class Console:
         self._console.print(table)
 
     def _print(self, line: str) -> None:
-        self._console.print(self._rewrite(line), soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
 
 def _cell(ranked: Ranked, measure: str) -> str:

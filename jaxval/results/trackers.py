@@ -20,18 +20,13 @@ MakeTrackers = Callable[[TrackedRun], Sequence[Tracker]]
 _Event = TypeVar("_Event")
 
 
-def default_trackers(run: TrackedRun, rewrite: Callable[[str], str] = str) -> list[Tracker]:
-    """Returns the trackers that the app uses.
-
-    Args:
-      run: What they track.
-      rewrite: Applied to each line on the console, e.g. to write settings as flags.
-    """
+def default_trackers(run: TrackedRun) -> list[Tracker]:
+    """Returns the trackers that the app uses."""
     return [
         JsonLines(run.directory / "metrics.jsonl"),
         TensorBoard(run.directory / "tensorboard"),
         SignalFile(run.directory, run.select_by, run.patience, run.sample),
-        Console(run.datasets, run.measures, run.select_by, rewrite=rewrite),
+        Console(run.datasets, run.measures, run.select_by),
     ]
 
 

@@ -4,13 +4,13 @@ import pytest
 
 from jaxval.results import lock
 from tests.e2e import world
-from tests.e2e.test_main import Run
+from tests.e2e.app import App
 from tests.evaluation.test_memory import ROOM
 
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(tmp_path)
+    return App(tmp_path)
 
 
 def kept(run, pattern):

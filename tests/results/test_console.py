@@ -153,14 +153,6 @@ def test_long_names_and_values_stay_apart_whatever_the_terminal(monkeypatch, col
     assert len(header) == len(first) == len(second)
 
 
-def test_settings_can_be_printed_as_flags():
-    out = io.StringIO()
-    console = Console({"s": "dev"}, ["RR@10"], BY_RR, out, lambda line: line.replace("`", "--"))
-    message = "`max_pins"
-    console.fail(Failure(Checkpoint(3, "3", 1, Path("/run/3")), "s", "vanished", message))
-    assert out.getvalue().endswith("vanished: --max_pins\n")
-
-
 def test_progress_outside_a_terminal_is_silent_for_short_work(caplog):
     caplog.set_level(logging.INFO, logger="jaxval")
     with progress("encoding", 10) as bar:
