@@ -63,7 +63,7 @@ class Block:
 
 
 def blocks(path: Path) -> list[Block]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
     return [Block(language, text) for language, text in found]
 
 
