@@ -39,7 +39,8 @@ class Newest:
 
 def newest(place: str, plan: EvalPlan, listing: Listing = committed) -> Newest:
     """Lists the directory and restores its last step. If the trainer deletes that meanwhile,
-    there is a newer one."""
+    there is a newer one.
+    """
     for _ in range(_TRIES):
         there = listing(place)
         if not there:

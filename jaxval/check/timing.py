@@ -58,7 +58,8 @@ class Pace:
 
     def seconds(self, shapes: Mapping[Shape, int]) -> float:
         """Of so many batches. The rate of a shape that was not tried is between those of the
-        widths beside it."""
+        widths beside it.
+        """
         rates = {
             width: one.seconds / (rows * width) for (rows, width), one in self.timed.items()
         }
@@ -205,7 +206,8 @@ def busy(
     load: Callable[[], tuple[float, float, float]] = os.getloadavg, cores: int | None = None
 ) -> float | None:
     """Processes a core that ran or waited in the last minute, if there were enough of them to
-    make every time uncertain."""
+    make every time uncertain.
+    """
     each = load()[0] / (cores or os.cpu_count() or 1)
     return each if each > _BUSY else None
 

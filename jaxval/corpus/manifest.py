@@ -11,7 +11,8 @@ MANIFEST = "manifest.json"
 
 def drawn_from(corpus: Path) -> str | None:
     """`readers.digest` of the corpus that a sample's corpus was drawn from; None if there is no
-    manifest of a sample beside it."""
+    manifest of a sample beside it.
+    """
     try:
         manifest = json.loads((corpus.parent / MANIFEST).read_text(encoding="utf-8"))
         return str(manifest["inputs"]["corpus"])

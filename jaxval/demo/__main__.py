@@ -1,6 +1,8 @@
 """The demo: builds the task, then runs the trainer and jaxval side by side, as two processes.
 
 python -m jaxval.demo
+
+Everything is written to runs/demo in the current directory.
 """
 
 from __future__ import annotations
@@ -11,32 +13,51 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from jaxval.demo import task
 
-ROOT = Path(__file__).resolve().parents[2]
+# demo.flags names the same paths.
 RUN = Path("runs/demo")
 DATA, TOKENIZER, LOG = RUN / "data", RUN / "model", RUN / "trainer.log"
 CHECKPOINTS, OUTPUT = RUN / "checkpoints", RUN / "jaxval"
+FLAGS = Path(__file__).with_name("demo.flags")
 
 TRAINER = (
     "jaxval.demo.trainer",
     f"--data={DATA}",
     f"--tokenizer={TOKENIZER}",
     f"--checkpoint_dir={CHECKPOINTS}",
-    "--verbosity=-1",  # Orbax tells much about each save
+    "--verbosity=-1",  # Orbax logs many lines about each save
 )
-VALIDATOR = ("jaxval.main", "--flagfile=configs/demo.flags")
+VALIDATOR = ("jaxval.main", f"--flagfile={FLAGS}")
+
+# Module -> the extra that installs it.
+EXTRAS = {"optax": "demo", "faiss": "cpu"}
 
 Process = subprocess.Popen[bytes]
 
 
+def missing(extras: Mapping[str, str] = EXTRAS) -> str:
+    """Returns one line that says what to install, or "" if nothing is missing."""
+    absent = [module for module in extras if find_spec(module) is None]
+    if not absent:
+        return ""
+    names = ",".join(extras[module] for module in absent)
+    return f"The demo needs {' and '.join(absent)}: pip install 'jaxval[{names}]'"
+
+
 def start(arguments: Sequence[str], log: Path | None = None) -> Process:
-    """Starts a module of this Python; its output goes to `log`, or where ours goes."""
+    """Starts a module with this Python.
+
+    Args:
+      arguments: the module's name and its command line.
+      log: file for the module's output; None shares this process's output.
+    """
     command = [sys.executable, "-m", *arguments]
-    # A session of its own: Ctrl-C reaches us alone, and `end` hands it on, once.
+    # In a new session Ctrl-C reaches this process alone; `end` passes it on, once.
     if log is None:
         return subprocess.Popen(command, start_new_session=True)
     with log.open("wb") as file:
@@ -46,7 +67,12 @@ def start(arguments: Sequence[str], log: Path | None = None) -> Process:
 
 
 def end(process: Process, patience: float = 5.0) -> int:
-    """Interrupts a process that still runs, and returns its status."""
+    """Interrupts a process if it is running, and returns its exit status.
+
+    Args:
+      process: a child of this process.
+      patience: seconds to wait after the interrupt before the process is killed.
+    """
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:
@@ -57,15 +83,20 @@ def end(process: Process, patience: float = 5.0) -> int:
 
 
 def follow(trainer: Process, validator: Process) -> int:
-    """Waits for the validator's status; ends it at once if the trainer fails."""
+    """Waits for the validator and returns its exit status.
+
+    If the trainer fails first, ends the validator, prints the end of the trainer's log and
+    returns 1.
+    """
     while (status := validator.poll()) is None:
-        if failed := trainer.poll():
+        if trainer_status := trainer.poll():
             end(validator)
+            log = LOG.read_text(errors="replace").splitlines()
             print(
-                f"The trainer failed with status {failed}. The end of {LOG}:", file=sys.stderr
-            )
-            print(
-                *LOG.read_text(errors="replace").splitlines()[-20:], sep="\n", file=sys.stderr
+                f"The trainer failed with status {trainer_status}. The end of {LOG}:",
+                *log[-20:],
+                sep="\n",
+                file=sys.stderr,
             )
             return 1
         time.sleep(0.2)
@@ -73,17 +104,20 @@ def follow(trainer: Process, validator: Process) -> int:
 
 
 def clear() -> None:
-    """Removes what an earlier run of the demo left, but for the task."""
+    """Removes what an earlier run of the demo wrote, except for the task."""
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)
     shutil.rmtree(OUTPUT, ignore_errors=True)
     LOG.unlink(missing_ok=True)
-    CHECKPOINTS.mkdir(parents=True)  # jaxval may look before the trainer has made it
+    CHECKPOINTS.mkdir(parents=True)  # jaxval may start before the trainer creates it
 
 
 def main() -> int:
-    """Runs the demo; returns the validator's status."""
-    os.chdir(ROOT)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch: none needed
+    """Runs the demo and returns the validator's exit status."""
+    if advice := missing():
+        print(advice, file=sys.stderr)
+        return 2
+    # transformers would report that PyTorch is missing; the demo does not need it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     clear()
     task.build(DATA, TOKENIZER, task.Settings(), task.source_roots())
     print(f"Training and validating, side by side. The trainer writes to {LOG}.", flush=True)
@@ -92,14 +126,14 @@ def main() -> int:
     try:
         return follow(trainer, validator)
     except KeyboardInterrupt:
-        print("The demo begins anew at the next start.", file=sys.stderr)
+        print("Interrupted. The next start begins a new training.", file=sys.stderr)
         return end(validator)
     finally:
         end(trainer)
 
 
 if __name__ == "__main__":
-    # Also where a shell started us in the background, with Ctrl-C ignored, and on `kill`.
+    # A shell starts background jobs with SIGINT ignored; `kill` sends SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

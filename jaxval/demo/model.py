@@ -1,7 +1,7 @@
-"""A small text encoder in Flax linen, as a researcher would write it."""
+"""A small text encoder in Flax linen, without any dependency on jaxval."""
 
 # mypy: allow-subclassing-any, allow-untyped-decorators, no-warn-return-any
-# (flax is skipped by mypy, so nn.Module and nn.compact are Any to it.)
+# mypy skips flax, so nn.Module and nn.compact have type Any.
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ import jax.numpy as jnp
 
 
 class Block(nn.Module):
-    """A transformer block with LayerNorm before each part; keeps the shape."""
+    """A transformer block with LayerNorm before attention and before the feed-forward layer.
+
+    Attributes:
+      heads: attention heads; must divide the width of the input.
+    """
 
     heads: int
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """x [batch, length, dim], mask [batch, length]."""
+        """Returns the block's output, of the shape of `x`.
+
+        Args:
+          x: states [batch, length, dim].
+          mask: True at tokens, False at padding; [batch, length].
+        """
         dim = x.shape[-1]
         h = nn.LayerNorm()(x)
         h = nn.MultiHeadDotProductAttention(self.heads)(
@@ -30,7 +39,15 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Word pieces to one vector of length 1: the mean of the last layer over the text."""
+    """Encodes a text as the mean of its tokens' last states, scaled to length 1.
+
+    Attributes:
+      vocabulary: number of token ids.
+      max_len: maximum length of a text in tokens.
+      dim: width of the states and of the vectors.
+      layers: number of blocks.
+      heads: attention heads of each block.
+    """
 
     vocabulary: int = 8192
     max_len: int = 64
@@ -40,7 +57,12 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """ids and mask [batch, length]; returns [batch, dim] float32."""
+        """Returns vectors [batch, dim] float32.
+
+        Args:
+          ids: token ids [batch, length].
+          mask: True at tokens, False at padding; [batch, length].
+        """
         x = nn.Embed(self.vocabulary, self.dim)(ids)
         x = x + nn.Embed(self.max_len, self.dim)(jnp.arange(ids.shape[1]))[None]
         for _ in range(self.layers):

@@ -1,4 +1,4 @@
-"""How an encoder joins jaxval: a factory, named by `--encoder=jaxval.demo.plugin:encoder`."""
+"""The factory that `--encoder=jaxval.demo.plugin:encoder` names."""
 
 from jaxval.demo.model import Model
 from jaxval.encoders.adapter import from_linen
@@ -6,5 +6,5 @@ from jaxval.records import Encoder
 
 
 def encoder() -> Encoder:
-    """The trainer's model; queries and passages share its one tower."""
+    """Returns the trainer's model as an encoder: one tower for queries and passages."""
     return from_linen(Model())

@@ -1,8 +1,9 @@
 """The demo's task: find a Python function from the first sentence of its docstring.
 
-A passage is the rest of that docstring, titled with its module. Sources are read with
-`ast` and never imported: the standard library, and those PACKAGES that are installed.
-The functions' order is that of their names' hashes, so it is the same everywhere.
+A query is the first sentence of a function's docstring. Its passage is the rest of that
+docstring, with the module's name as title. The sources are the standard library and the
+installed packages among PACKAGES; they are parsed with `ast`, not imported. Functions are
+ordered by the hashes of their names, so that the order does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -33,20 +34,28 @@ PACKAGES = (
     "scipy",
     "transformers",
 )
-# `models` is transformers' zoo: thousands of docstrings that are copies of one another.
+# transformers' `models` holds thousands of docstrings that are copies of each other.
 SKIPPED = {
     *("dist-packages", "site-packages", "test", "tests"),
     *("idlelib", "lib2to3", "models", "turtledemo"),
 }
-# It starts as prose does, and what follows it starts anew: `e.g. this` ends no sentence.
+# A sentence starts with a capital letter, and the text after it does not continue in lower
+# case: `e.g. this` ends no sentence.
 SENTENCE = re.compile(r"[A-Z][^:]*?[.?!](?=\s+[^\sa-z]|$)")
 QUERY_WORDS = range(4, 41)
-LEAST_PASSAGE_WORDS = 10
+MIN_PASSAGE_WORDS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A function: its dotted name, its module, its docstring's first sentence and the rest."""
+    """A query and its passage, from one function's docstring.
+
+    Attributes:
+      id: the function's dotted name.
+      title: the name of its module.
+      query: the docstring's first sentence.
+      passage: the rest of the docstring.
+    """
 
     id: str
     title: str
@@ -56,12 +65,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the built files depend on.
+    """The settings that the built files depend on.
 
     Attributes:
-      queries: how many queries are held out for validation.
-      passages: size of the validation corpus, the queries' own passages included.
-      vocabulary: word pieces of the tokenizer.
+      queries: number of queries held out for validation.
+      passages: size of the validation corpus, including the passages of those queries.
+      vocabulary: size of the tokenizer's vocabulary, in word pieces.
+      packages: names of the packages whose docstrings are read if they are installed.
+      python: version of this Python, whose standard library is read.
     """
 
     queries: int = 500
@@ -72,7 +83,7 @@ class Settings:
 
 
 def source_roots(packages: Iterable[str] = PACKAGES) -> dict[str, Path]:
-    """Package name -> its folder, for those that are here; "" is the standard library."""
+    """Returns the folder of each installed package by name; "" is the standard library."""
     roots = {"": Path(sysconfig.get_path("stdlib"))}
     for package in packages:
         spec = find_spec(package)
@@ -82,22 +93,37 @@ def source_roots(packages: Iterable[str] = PACKAGES) -> dict[str, Path]:
 
 
 def read_pairs(roots: Mapping[str, Path]) -> list[Pair]:
-    """All functions of these source trees, each query and each passage once, by id."""
+    """Returns the pairs of these source trees, sorted by id, without repeated texts.
+
+    Args:
+      roots: package name -> its folder, as `source_roots` returns them.
+    """
     pairs: list[Pair] = []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         for package, root in sorted(roots.items()):
-            found = pool.map(partial(_of_file, package, root), _sources(root), chunksize=32)
-            pairs.extend(pair for of_file in found for pair in of_file)
+            files = pool.map(partial(_read_file, package, root), _sources(root), chunksize=32)
+            pairs.extend(pair for file_pairs in files for pair in file_pairs)
     return _distinct(sorted(pairs, key=lambda pair: pair.id))
 
 
 def split(pairs: Sequence[Pair], queries: int, passages: int) -> tuple[list[Pair], list[Pair]]:
-    """The pairs in the order of their hashes, as (corpus, training pairs).
+    """Returns the corpus and the training pairs, each in the order of the ids' hashes.
 
-    The corpus's first `queries` pairs are held out; its others are trained on too.
+    The first `queries` pairs of the corpus are held out. Its other pairs are also among the
+    training pairs.
+
+    Args:
+      pairs: the pairs, in any order.
+      queries: number of pairs to hold out.
+      passages: size of the corpus, including the held-out pairs.
+
+    Raises:
+      ValueError: no pair is left to train on.
     """
     if len(pairs) <= queries:
-        raise ValueError(f"{len(pairs)} pairs leave none to train on beside {queries} queries")
+        raise ValueError(
+            f"{len(pairs)} pairs: none is left for training after {queries} queries"
+        )
     order = sorted(pairs, key=lambda pair: hashlib.sha256(pair.id.encode()).digest())
     return order[:passages], order[queries:]
 
@@ -105,7 +131,14 @@ def split(pairs: Sequence[Pair], queries: int, passages: int) -> tuple[list[Pair
 def write(
     data: Path, corpus: Sequence[Pair], queries: Sequence[Pair], train: Sequence[Pair]
 ) -> None:
-    """Writes a BEIR folder, and `train.jsonl` for the trainer beside it."""
+    """Writes a BEIR folder, with a `train.jsonl` for the trainer.
+
+    Args:
+      data: the folder to write.
+      corpus: the validation corpus.
+      queries: the pairs of the corpus whose queries are held out.
+      train: the training pairs.
+    """
     (data / "qrels").mkdir(parents=True, exist_ok=True)
     _write_jsonl(
         data / "corpus.jsonl",
@@ -118,8 +151,14 @@ def write(
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int) -> None:
-    """Trains a WordPiece tokenizer; `AutoTokenizer.from_pretrained(folder)` reads it."""
-    # Imported here: a process that only reads sources has no need of them.
+    """Trains a WordPiece tokenizer that `AutoTokenizer.from_pretrained(folder)` reads.
+
+    Args:
+      folder: the folder to write.
+      texts: the training texts.
+      vocabulary: size of the vocabulary, in word pieces.
+    """
+    # Imported here, because the processes that read the sources do not need them.
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -143,10 +182,17 @@ def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int) -> None
 
 
 def build(data: Path, model: Path, settings: Settings, roots: Mapping[str, Path]) -> None:
-    """Builds the task in `data` and its tokenizer in `model`, unless they are there."""
-    done = data / "settings.json"
-    wanted = json.dumps(asdict(settings), indent=1)
-    if done.is_file() and done.read_text("utf-8") == wanted:
+    """Builds the task and its tokenizer, unless they were built with the same settings.
+
+    Args:
+      data: folder of the task, a BEIR folder.
+      model: folder of the tokenizer.
+      settings: the settings to build with.
+      roots: package name -> its folder, as `source_roots` returns them.
+    """
+    marker = data / "settings.json"
+    text = json.dumps(asdict(settings), indent=1)
+    if marker.is_file() and marker.read_text("utf-8") == text:
         print(f"The task is in {data} already.")
         return
     shutil.rmtree(data, ignore_errors=True)
@@ -157,7 +203,7 @@ def build(data: Path, model: Path, settings: Settings, roots: Mapping[str, Path]
     corpus, train = split(read_pairs(roots), settings.queries, settings.passages)
     write(data, corpus, corpus[: settings.queries], train)
     write_tokenizer(model, (f"{p.query} {p.passage}" for p in train), settings.vocabulary)
-    done.write_text(wanted, "utf-8")  # last: it says that all the rest is whole
+    marker.write_text(text, "utf-8")  # last, because it marks the other files as complete
     print(
         f"{len(train)} pairs to train on; {settings.queries} queries, {len(corpus)} passages."
     )
@@ -168,8 +214,8 @@ def _sources(root: Path) -> list[Path]:
     return [path for path in paths if not SKIPPED & set(path.relative_to(root).parts)]
 
 
-def _of_file(package: str, root: Path, path: Path) -> list[Pair]:
-    """The pairs of one file; none if this Python cannot read it."""
+def _read_file(package: str, root: Path, path: Path) -> list[Pair]:
+    """Returns the pairs of one file, or none if this Python cannot parse it."""
     parts = (package, *path.relative_to(root).with_suffix("").parts)
     module = ".".join(part for part in parts if part and part != "__init__") or "__init__"
     try:
@@ -182,7 +228,7 @@ def _of_file(package: str, root: Path, path: Path) -> list[Pair]:
 
 
 def _docstrings(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of each function and method, in the file's order."""
+    """Yields (qualified name, docstring) of each function and method, in the file's order."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield prefix + child.name, ast.get_docstring(child) or ""
@@ -191,7 +237,16 @@ def _docstrings(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def pair_of(id_: str, module: str, docstring: str) -> Pair | None:
-    """The docstring as a query and its passage, if it makes a fair question."""
+    """Returns a docstring's query and passage, or None if they make no useful pair.
+
+    A pair is useful if the docstring starts with a sentence, the query and the passage are
+    long enough, and the passage does not contain the query.
+
+    Args:
+      id_: the function's dotted name.
+      module: the name of its module.
+      docstring: the function's docstring.
+    """
     first, _, others = docstring.partition("\n\n")
     first = " ".join(first.split())
     sentence = SENTENCE.match(first)
@@ -199,16 +254,16 @@ def pair_of(id_: str, module: str, docstring: str) -> Pair | None:
         return None
     query = sentence[0]
     passage = " ".join([*first[sentence.end() :].split(), *others.split()])
-    long_enough = len(passage.split()) >= LEAST_PASSAGE_WORDS
+    long_enough = len(passage.split()) >= MIN_PASSAGE_WORDS
     if len(query.split()) not in QUERY_WORDS or not long_enough:
         return None
     if query.rstrip(".?!").lower() in passage.lower():
-        return None  # the question would be its own answer
+        return None
     return Pair(id_, module, query, passage)
 
 
 def _distinct(pairs: Iterable[Pair]) -> list[Pair]:
-    """Drops a pair whose id, query or passage came before: no question has two answers."""
+    """Drops each pair whose id, query or passage an earlier pair has."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for pair in pairs:

@@ -1,8 +1,8 @@
-"""An ordinary trainer: Flax, optax, and Orbax's CheckpointManager. It knows nothing of jaxval.
+"""An ordinary trainer with Flax, optax and Orbax's CheckpointManager.
 
 python -m jaxval.demo.trainer --data=… --tokenizer=… --checkpoint_dir=… --steps=200
 
-Unless it is asked to listen, with --jaxval_output_dir=…: see `listen`.
+It does not depend on jaxval, unless --jaxval_output_dir is set: see `read_signals`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,44 @@ _DATA = flags.DEFINE_string("data", None, "Folder with train.jsonl.", required=T
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "Folder with tokenizer.json.", required=True
 )
-_CHECKPOINT_DIR = flags.DEFINE_string("checkpoint_dir", None, "Where to save.", required=True)
-_STEPS = flags.DEFINE_integer("steps", 200, "Optimizer steps.")
-_SAVE_EVERY = flags.DEFINE_integer("save_every", 25, "Steps between two checkpoints.")
-_BATCH = flags.DEFINE_integer("batch", 128, "Pairs a step; each other one is a negative.")
-_LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", 1.5e-3, "Peak of warm-up and cosine decay."
+_CHECKPOINT_DIR = flags.DEFINE_string(
+    "checkpoint_dir", None, "Folder to save checkpoints in.", required=True
 )
-_QUERY_LEN = flags.DEFINE_integer("query_len", 24, "Word pieces of a query.")
-_PASSAGE_LEN = flags.DEFINE_integer("passage_len", 64, "Word pieces of a passage.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the parameters and of the batches' order.")
+_STEPS = flags.DEFINE_integer("steps", 200, "Number of optimizer steps.")
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 25, "Number of steps between checkpoints.")
+_BATCH = flags.DEFINE_integer(
+    "batch",
+    128,
+    "Number of pairs per step. The passages of the others are each query's negatives.",
+)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 1.5e-3, "Peak learning rate, between warm-up and cosine decay."
+)
+_QUERY_LEN = flags.DEFINE_integer("query_len", 24, "Length of a query, in word pieces.")
+_PASSAGE_LEN = flags.DEFINE_integer("passage_len", 64, "Length of a passage, in word pieces.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters and of the order of the pairs.")
 _JAXVAL_OUTPUT_DIR = flags.DEFINE_string(
-    "jaxval_output_dir", "", "jaxval's --output_dir, to listen to it; empty: train alone."
+    "jaxval_output_dir",
+    "",
+    "Output folder of jaxval, to read its signals from. If empty, trains without them.",
 )
 
 TEMPERATURE = 0.05
 Tokens = tuple[np.ndarray, np.ndarray]
-"""ids and mask, each [texts, length]."""
+"""Token ids and mask, each [texts, length]."""
 
 
 def load_pairs(
     data: Path, folder: Path, query_len: int, passage_len: int
 ) -> tuple[Tokens, Tokens]:
-    """The training pairs as tokens: (queries, passages), row by row."""
+    """Returns the tokens of the training queries and of their passages, row by row.
+
+    Args:
+      data: folder with train.jsonl.
+      folder: folder with tokenizer.json.
+      query_len: length of a query, in word pieces.
+      passage_len: length of a passage, in word pieces.
+    """
     lines = (data / "train.jsonl").read_text("utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -59,16 +74,16 @@ def load_pairs(
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Tokens:
-    """Cut and padded to one length: ids int32 and mask bool, [texts, length]."""
+    """Returns ids int32 and mask bool, [texts, length], truncated and padded to `length`."""
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)
     encoded = tokenizer.encode_batch(texts)
-    ids = np.array([e.ids for e in encoded], np.int32)
-    return ids, np.array([e.attention_mask for e in encoded], bool)
+    ids = np.array([text.ids for text in encoded], np.int32)
+    return ids, np.array([text.attention_mask for text in encoded], bool)
 
 
 def batches(rows: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers [size], epoch after epoch, each in an order of its own."""
+    """Yields row numbers [size] without end, in a new random order for each epoch."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(rows)
@@ -77,7 +92,7 @@ def batches(rows: int, size: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def new_state(steps: int, learning_rate: float, seed: int) -> TrainState:
-    """A fresh model with AdamW: linear warm-up over a tenth of the steps, then a cosine."""
+    """Returns a new model with AdamW: warm-up over a tenth of the steps, then cosine decay."""
     model = Model()
     ids = jnp.zeros((1, 8), jnp.int32)
     params = model.init(jax.random.key(seed), ids, ids == 0)["params"]
@@ -87,7 +102,7 @@ def new_state(steps: int, learning_rate: float, seed: int) -> TrainState:
 
 @jax.jit
 def train_step(state: TrainState, queries: Tokens, passages: Tokens) -> tuple[TrainState, Any]:
-    """One step with in-batch negatives; returns the new state and the loss."""
+    """Trains one step with in-batch negatives, and returns the new state and the loss."""
 
     def loss_of(params: Any) -> Any:
         q = state.apply_fn({"params": params}, *queries)
@@ -100,10 +115,15 @@ def train_step(state: TrainState, queries: Tokens, passages: Tokens) -> tuple[Tr
     return state.apply_gradients(grads=gradients), loss
 
 
-def listen(output_dir: str) -> tuple[dict[str, Any], Callable[[], bool]]:
-    """Which checkpoints to keep, and whether to stop: the last three and never, if alone.
+def read_signals(output_dir: str) -> tuple[dict[str, Any], Callable[[], bool]]:
+    """Returns options of the CheckpointManager, and a function that tells whether to stop.
 
-    With jaxval: those it has still to validate, the best and the newest; and when it says.
+    With jaxval's signals, the manager keeps the checkpoints that are still to be validated,
+    the best and the newest. Without them, it keeps the last three, and training never stops
+    early.
+
+    Args:
+      output_dir: output folder of jaxval, or "" to train without its signals.
     """
     if not output_dir:
         return {"max_to_keep": 3}, lambda: False
@@ -119,7 +139,14 @@ def train(
     manager: Any,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Trains and saves; what is being saved is written while training goes on."""
+    """Trains and saves checkpoints; a save is written while training continues.
+
+    Args:
+      state: the initial state, which is saved as step 0.
+      pairs: tokens of the queries and of their passages, as `load_pairs` returns them.
+      manager: Orbax's CheckpointManager.
+      should_stop: asked after each save.
+    """
     save(manager, 0, state, None)
     order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)
     for step, rows in zip(range(1, _STEPS.value + 1), order, strict=False):
@@ -133,19 +160,19 @@ def train(
 
 
 def save(manager: Any, step: int, state: TrainState, loss: float | None) -> None:
-    """Starts an asynchronous save."""
+    """Starts an asynchronous save; `loss` is None before the first step."""
     manager.save(step, args=ocp.args.StandardSave(state))
-    told = "untrained" if loss is None else f"loss {loss:.3f}"
-    print(f"step {step}: {told}, saving", flush=True)
+    status = "untrained" if loss is None else f"loss {loss:.3f}"
+    print(f"step {step}: {status}, saving", flush=True)
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains as the flags say, and marks the end with `train_complete`."""
+    """Trains as the flags say, then creates `train_complete`."""
     folder = Path(_CHECKPOINT_DIR.value).resolve()
     pairs = load_pairs(
         Path(_DATA.value), Path(_TOKENIZER.value), _QUERY_LEN.value, _PASSAGE_LEN.value
     )
-    kept, should_stop = listen(_JAXVAL_OUTPUT_DIR.value)
+    kept, should_stop = read_signals(_JAXVAL_OUTPUT_DIR.value)
     options = ocp.CheckpointManagerOptions(create=True, **kept)
     state = new_state(_STEPS.value, _LEARNING_RATE.value, _SEED.value)
     with ocp.CheckpointManager(folder, options=options) as manager:

@@ -146,7 +146,8 @@ class Ledger:
 
     def commit(self, validation: Validation, failures: Sequence[Failure] = ()) -> None:
         """Writes one validation with all its values, and failures that follow from it, in
-        one transaction."""
+        one transaction.
+        """
         if validation.standing is None:
             raise ValueError("a validation is compared before it is committed")
         checkpoint, standing = validation.checkpoint, validation.standing

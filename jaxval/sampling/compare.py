@@ -1,6 +1,6 @@
-"""Config and strategies -> a report: which part of a corpus ranks checkpoints as all of it.
+"""Compares sampled corpora with the whole corpus: which sample ranks checkpoints the same?
 
-Each checkpoint encodes the corpus once, and each strategy is searched among those vectors.
+Each checkpoint encodes the corpus once; each strategy is searched among those vectors.
 """
 
 from __future__ import annotations
@@ -15,78 +15,123 @@ import jax
 import numpy as np
 
 from jaxval.checkpoints.commit import committed
-from jaxval.config import Config
-from jaxval.corpus import readers
+from jaxval.config import Evaluation
 from jaxval.corpus.datasets import load_queries
-from jaxval.corpus.runs import Candidates, Run, of_another_corpus, read_run
+from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import CheckpointError, UserError
 from jaxval.evaluation.plan import EvalPlan
 from jaxval.evaluation.prepare import prepare
 from jaxval.metrics.agreement import RESAMPLES, agree
 from jaxval.metrics.measures import lower_is_better
-from jaxval.records import Checkpoint, DatasetFiles, Progress, Text
-from jaxval.sampling import bm25, dense, strategies
-from jaxval.sampling.strategies import Selection, Strategy
+from jaxval.records import Checkpoint, DatasetFiles, Progress
+from jaxval.sampling import dense, pooled
+from jaxval.sampling.fidelity_report import Report
+from jaxval.sampling.pooled import PooledStrategy
+from jaxval.sampling.strategies import Selection, check_step
 from jaxval.sampling.subsets import Subset, Trial, attempt, subset
 
 _LOG = logging.getLogger(__name__)
 LEAST = 3
-"""Checkpoints below which their order says nothing."""
-
-Report = dict[str, Any]
-"""What fidelity.json holds: see the README."""
+"""Minimum number of checkpoints: the order of fewer says nothing."""
 
 
 @dataclass(frozen=True)
-class PooledStrategy:
-    """A strategy, and the runs that its `run` part pools.
+class Comparison:
+    """Which samples are compared, on which checkpoints.
 
     Attributes:
-      label: as the user wrote it, but for the order of its parts.
-      runs: empty if it has no such part.
+      pools: the strategies; none that keeps everything, the whole corpus is always added.
+      seed: seed of the strategies' random parts.
+      checkpoints: in the order of the report.
+      ranker: the checkpoint whose ranking the `dense` parts take, by an encoding of the
+        corpus in addition; None without such a part.
     """
 
-    label: str
-    strategy: Strategy
-    runs: tuple[Path, ...] = ()
+    pools: tuple[PooledStrategy, ...]
+    seed: int
+    checkpoints: tuple[Checkpoint, ...]
+    ranker: Checkpoint | None
 
 
-def pool(text: str, runs: Sequence[Path]) -> PooledStrategy:
-    """The plan of `STRATEGY`, or `STRATEGY@NAME,…` for some of the runs alone.
+def plan_comparison(
+    evaluation: Evaluation,
+    checkpoint_dir: str,
+    strategies: Sequence[str],
+    runs: Sequence[Path],
+    seed: int,
+    steps: Collection[int],
+    dense_step: int | None,
+) -> Comparison:
+    """Resolves the settings of a comparison; reads no corpus.
 
-    A run's name is its file's, up to the first dot.
+    Args:
+      evaluation: how a checkpoint is validated.
+      checkpoint_dir: the trainer's directory.
+      strategies: texts, as `pooled.parse` reads them.
+      runs: the run files that they pool.
+      seed: seed of the strategies' random parts.
+      steps: steps of the checkpoints; empty for all that are committed.
+      dense_step: step of the checkpoint that ranks for the `dense` parts.
 
     Raises:
-      UserError: it is not understood, or lacks a run.
+      UserError: a setting cannot be used, or there are too few checkpoints.
     """
-    spelled, at, names = text.partition("@")
-    strategy = strategies.parse(spelled)
-    if at and not strategy.run:
-        raise UserError(f"`strategy={text}`: what follows @ names runs, and it has no run part")
-    if not strategy.run:
-        if strategy.bm25:
-            bm25.check()
-        return PooledStrategy(str(strategy), strategy)
-    if not runs:
-        raise UserError(f"`strategy={text}` needs a run: add `run=PATH`")
-    wanted = [name.strip() for name in names.split(",")] if at else []
-    pooled = [_named(text, name, runs) for name in wanted] or list(runs)
-    return PooledStrategy(
-        str(strategy) + (f"@{','.join(wanted)}" if at else ""), strategy, tuple(pooled)
-    )
+    if len(evaluation.datasets) > 1:
+        raise UserError("`dataset` is repeated: fidelity compares samples of one set")
+    if evaluation.search.rerank:
+        raise UserError("`rerank` scores no corpus: leave it out, fidelity compares corpora")
+    if not strategies:
+        raise UserError("`strategy` is not set: add one or more, as for jaxval.sample")
+    pools = pooled.parse_all(strategies, runs)
+    checkpoints = _choose(checkpoint_dir, steps)
+    check_step((pool.strategy for pool in pools), dense_step)
+    ranker = None if dense_step is None else dense.pick(checkpoint_dir, dense_step)
+    return Comparison(tuple(pools), seed, tuple(checkpoints), ranker)
 
 
-def _named(text: str, name: str, runs: Sequence[Path]) -> Path:
-    found = [path for path in runs if path.name.partition(".")[0] == name]
-    if len(found) != 1:
-        names = ", ".join(path.name.partition(".")[0] for path in runs)
-        what = "no `run` is" if not found else "several `run` are"
-        raise UserError(f"`strategy={text}`: {what} named {name!r} (there are {names})")
-    return found[0]
+def compare(
+    evaluation: Evaluation,
+    comparison: Comparison,
+    open_devices: Callable[[], Sequence[jax.Device]],
+    progress: Progress,
+) -> Report:
+    """Validates every checkpoint on the whole corpus and on each strategy's part of it.
+
+    A checkpoint that cannot be validated is left out, with a warning.
+
+    Args:
+      evaluation: how a checkpoint is validated, on one set.
+      comparison: the strategies and checkpoints.
+      open_devices: called when all settings have been checked.
+      progress: shows what takes long.
+
+    Raises:
+      UserError: the settings or the data are at fault, or too few checkpoints are left.
+    """
+    (files,) = evaluation.datasets
+    pools, checkpoints = comparison.pools, comparison.checkpoints
+    prepared = prepare(evaluation, open_devices, progress)
+    plan, corpus = prepared.plan, prepared.plan.groups[0].corpus
+    queries = load_queries(files)
+    ranked = _rank(comparison, plan, progress)
+    selections = pooled.select(pools, files, queries, corpus, comparison.seed, ranked, progress)
+    whole = subset(corpus, np.arange(corpus.count))
+    parts = [whole, *_subsets(pools, selections, corpus)]
+    trials = dict(_trials(checkpoints, plan, parts, progress))
+    _check_enough(len(trials), f"{len(trials)} of {len(checkpoints)} could be validated")
+    (settings,) = prepared.settings.values()
+    labels = ["full", *(pool.label for pool in pools)]
+    return _head(files, plan, comparison.seed, trials, checkpoints) | {
+        "settings": settings,
+        "strategies": [
+            _row(label, part, number, corpus, list(trials.values()), plan.measures)
+            for number, (label, part) in enumerate(zip(labels, parts, strict=True))
+        ],
+    }
 
 
-def choose(checkpoint_dir: str, steps: Collection[int]) -> list[Checkpoint]:
+def _choose(checkpoint_dir: str, steps: Collection[int]) -> list[Checkpoint]:
     """The committed checkpoints of these steps, in order; all if no step is named.
 
     Raises:
@@ -102,52 +147,6 @@ def choose(checkpoint_dir: str, steps: Collection[int]) -> list[Checkpoint]:
     chosen = [one for one in found if not steps or one.step in steps]
     _check_enough(len(chosen), f"`checkpoint_dir={checkpoint_dir}`: {len(chosen)} committed")
     return chosen
-
-
-def run(
-    config: Config,
-    pools: Sequence[PooledStrategy],
-    seed: int,
-    checkpoints: Sequence[Checkpoint],
-    ranker: Checkpoint | None,
-    devices: Callable[[], Sequence[jax.Device]],
-    progress: Progress,
-) -> Report:
-    """Puts every checkpoint to the whole corpus and to each plan's part of it.
-
-    A checkpoint that cannot be validated is left out, with a warning.
-
-    Args:
-      config: of one validation set.
-      plans: none that keeps everything; the whole corpus is always there.
-      seed: of the strategies' random parts.
-      checkpoints: in the order of the report.
-      ranker: whose ranking the strategies' dense parts take, by an encoding of its own; None
-        if there is no such part.
-      devices: opened when all else has been found right.
-      progress: shows what takes long.
-
-    Raises:
-      UserError: the settings or the data are at fault, or too few checkpoints are left.
-    """
-    (files,) = config.evaluation.datasets
-    prepared = prepare(config.evaluation, devices, progress)
-    plan, corpus = prepared.plan, prepared.plan.groups[0].corpus
-    ranked = _rank(ranker, pools, plan, progress)
-    chosen = list(_select(pools, files, seed, corpus, ranked, progress))
-    whole = subset(corpus, np.arange(corpus.count))
-    trials = dict(_trials(checkpoints, plan, [whole, *chosen], progress))
-    _check_enough(len(trials), f"{len(trials)} of {len(checkpoints)} could be validated")
-    (settings,) = prepared.settings.values()
-    labels = ["full", *(each.label for each in pools)]
-    measured = list(zip(labels, [whole, *chosen], strict=True))
-    return _head(files, plan, seed, trials, checkpoints) | {
-        "settings": settings,
-        "strategies": [
-            _row(label, part, number, corpus, list(trials.values()), plan.measures)
-            for number, (label, part) in enumerate(measured)
-        ],
-    }
 
 
 def _check_enough(count: int, what: str) -> None:
@@ -170,47 +169,20 @@ def _trials(
             _LOG.warning("step %d is left out: %s", checkpoint.step, error)
 
 
-def _rank(
-    ranker: Checkpoint | None,
-    pools: Sequence[PooledStrategy],
-    plan: EvalPlan,
-    progress: Progress,
-) -> Candidates | None:
-    if ranker is None:
+def _rank(comparison: Comparison, plan: EvalPlan, progress: Progress) -> Candidates | None:
+    if comparison.ranker is None:
         return None
-    return dense.rank(ranker, plan, max(p.strategy.dense or 0 for p in pools), progress)
+    depth = max(pool.strategy.dense or 0 for pool in comparison.pools)
+    return dense.rank(comparison.ranker, plan, depth, progress)
 
 
-def _select(
-    pools: Sequence[PooledStrategy],
-    files: DatasetFiles,
-    seed: int,
-    corpus: TokenStore,
-    ranked: Candidates | None,
-    progress: Progress,
+def _subsets(
+    pools: Sequence[PooledStrategy], selections: Sequence[Selection], corpus: TokenStore
 ) -> Iterator[Subset]:
-    """The subset of each plan. Plans that pool the same runs share a reading of the corpus."""
-    queries = load_queries(files)
-
-    def passages() -> Iterator[Text]:
-        bar = progress(f"{files.name}: reading passages", None)
-        return readers.counted(readers.read_texts(files.corpus), bar)
-
-    depths = {path: max(p.strategy.run or 0 for p in pools) for p in pools for path in p.runs}
-    runs = {path: read_run(path, depth, queries.qrels) for path, depth in depths.items()}
-    for one in runs.values():
-        _check_run(one, corpus)
-    selections: dict[PooledStrategy, Selection] = {}
-    for pooled in dict.fromkeys(each.runs for each in pools):
-        group = [each for each in pools if each.runs == pooled]
-        named = [runs[path] for path in pooled]
-        wanted = [each.strategy for each in group]
-        found = strategies.select(wanted, queries, passages, named, seed, ranked)
-        selections |= zip(group, found, strict=True)
-    for each in pools:
-        part = _subset(corpus, selections[each])
+    for pool, selection in zip(pools, selections, strict=True):
+        part = _subset(corpus, selection)
         if part.passages == corpus.count:
-            _LOG.warning("`strategy=%s` keeps the whole corpus", each.label)
+            _LOG.warning("`strategy=%s` keeps the whole corpus", pool.label)
         yield part
 
 
@@ -219,15 +191,6 @@ def _subset(corpus: TokenStore, selection: Selection) -> Subset:
         return subset(corpus, np.arange(corpus.count))
     rows = corpus.find(sorted(selection.ids)).values()
     return subset(corpus, np.fromiter(rows, np.int64))
-
-
-def _check_run(run: Run, corpus: TokenStore) -> None:
-    named = sorted({passage for passages in run.hits.values() for passage in passages})
-    lost = len(named) - len(corpus.find(named))
-    if lost == len(named):
-        raise of_another_corpus(run.path, named, "the corpus")
-    if lost:
-        _LOG.warning("%s: of %d passages %d are not in the corpus", run.path, len(named), lost)
 
 
 def _head(

@@ -26,6 +26,7 @@ from jaxval.encoders.adapter import from_linen
 from jaxval.errors import UserError
 from jaxval.evaluation.encode import Tower, matrix, place
 from jaxval.evaluation.plan import EvalSet
+from jaxval.metrics.ranks import Judgments
 from jaxval.records import DatasetFiles, ParamsPaths
 from tests.e2e import world
 
@@ -394,7 +395,11 @@ def test_errors_stand_last_and_are_counted(planned, silent):
 
 
 def judged_set(store, qrels, queries):
-    return EvalSet("set", "series", store(queries), tuple(qrels), qrels)
+    """A set whose documents are named by their rows; other documents are missing."""
+    documents = {document for grades in qrels.values() for document in grades}
+    rows = {document: int(document) for document in documents if document.isdigit()}
+    judgments = Judgments.from_qrels(qrels, tuple(qrels), rows)
+    return EvalSet("set", "series", store(queries), tuple(qrels), judgments)
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -426,12 +431,12 @@ def test_each_query_of_a_sample_has_its_best_passage_in_it(store):
     corpus = store(texts)
     sample = choose(judged_set(store, qrels, texts[:100]), corpus)
     assert (sample.queries.count, sample.passages.count) == (64, 64)
-    places = sample.passages.places.tolist()
-    for query, grades in sample.qrels.items():
-        number = int(query[1:])
-        assert grades[str(places.index(2 * number + 1))] == 2
-    assert sample.query_ids[0] == "q0"
-    assert "q99" in sample.query_ids
+    asked, places = sample.queries.places, sample.passages.places
+    judged = sample.judgments
+    best = judged.grade == 2
+    assert judged.query[best].tolist() == list(range(64))
+    np.testing.assert_array_equal(places[judged.row[best]], 2 * asked + 1)
+    assert (asked.min(), asked.max()) == (0, 99)
 
 
 def test_what_is_left_of_a_sample_is_from_all_over_the_corpus(store):

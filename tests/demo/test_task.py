@@ -1,4 +1,4 @@
-"""The demo's task, on a package small enough to check by hand."""
+"""Tests of the demo's task, on a package small enough to check by hand."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def some_pairs(count: int) -> list[task.Pair]:
     ]
 
 
-def test_reads_the_functions_that_make_a_fair_question(shapes):
+def test_reads_the_functions_that_make_a_useful_pair(shapes):
     assert task.read_pairs({"shapes": shapes}) == [
         task.Pair(
             "shapes.Circle.grow",
@@ -88,12 +88,12 @@ def test_reads_the_functions_that_make_a_fair_question(shapes):
         ("A question that has no answer at all.", None),
     ],
 )
-def test_the_first_sentence_is_the_question(docstring, query):
+def test_the_first_sentence_is_the_query(docstring, query):
     pair = task.pair_of("m.f", "m", docstring)
     assert (pair and pair.query) == query
 
 
-def test_no_passage_of_the_real_task_holds_its_question():
+def test_no_passage_of_the_real_task_holds_its_query():
     root = task.source_roots(["absent_package"])
     assert list(root) == [""]
     pairs = task.read_pairs({"json": root[""] / "json", "logging": root[""] / "logging"})
@@ -109,14 +109,14 @@ def test_the_split_does_not_depend_on_the_order():
     assert not {p.id for p in corpus[:5]} & {p.id for p in train}
 
 
-def test_a_new_function_moves_no_other():
+def test_a_new_function_does_not_move_the_others():
     before, _ = task.split(some_pairs(40), queries=5, passages=40)
     after, _ = task.split(some_pairs(41), queries=5, passages=41)
     assert [p for p in after if p.id != "m.f40"] == before
 
 
 def test_too_few_pairs_are_refused():
-    with pytest.raises(ValueError, match="none to train on"):
+    with pytest.raises(ValueError, match="none is left for training"):
         task.split(some_pairs(5), queries=5, passages=5)
 
 

@@ -9,9 +9,9 @@ import tracemalloc
 
 import pytest
 
-from jaxval import sample
 from jaxval.corpus import datasets, readers
 from jaxval.sampling import strategies
+from jaxval.sampling.write import write_sample
 
 CORPUS = {f"d{number}": f"word{number} both" for number in range(20)}
 QUERIES = {"q": "word3", "r": "word4 both", "unjudged": "word5"}
@@ -355,7 +355,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, beir, strategy):
     )
     tracemalloc.start()
     try:
-        sample.sample(*arguments)
+        write_sample(*arguments)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
