@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxval.atomic import replace_file
 from jaxval.records import Failure, Ranked, Validation
 
 
@@ -17,9 +18,8 @@ class JsonLines:
 
     def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
         """Replaces the file. An earlier run may have been killed between a row and its line."""
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(ranked.validation) for ranked in past))
-        temporary.replace(self._path)
+        with replace_file(self._path) as partial:
+            partial.write_text("".join(_line(ranked.validation) for ranked in past))
 
     def record(self, ranked: Ranked) -> None:
         """Appends a line."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxval.atomic import replace_file
 from jaxval.records import Hits
 
 Ids = Callable[[np.ndarray], list[str]]
@@ -27,10 +28,8 @@ def write_run(
       tag: Name of the run in the TREC form.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(_lines(form, query_ids, hits, ids, tag))
-    temporary.replace(path)
 
 
 def _lines(

@@ -404,7 +404,7 @@ def test_on_a_full_disk_it_waits_and_goes_on_when_there_is_room(place, launched,
     assert place.log.count("waiting until there is room") == 1
     place.check(1, 2, 4)
     assert {step: reason for step, (reason, _) in place.failures().items()} == {3: "corrupt"}
-    assert not list(place.output.rglob("*.tmp"))
+    assert not list(place.output.rglob("*.partial"))
 
 
 def test_a_disk_that_fills_up_while_it_tokenizes_leaves_nothing_half_written(
@@ -416,7 +416,13 @@ def test_a_disk_that_fills_up_while_it_tokenizes_leaves_nothing_half_written(
 
     def build():
         return token_store.open_or_build(
-            small_disk / "tokens", texts, "o", tiny_tokenizer, recipe, places=str, bar=silent
+            small_disk / "tokens",
+            texts,
+            "o",
+            tiny_tokenizer,
+            recipe,
+            find_lines=str,
+            bar=silent,
         )
 
     refused = 0
