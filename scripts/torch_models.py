@@ -49,7 +49,8 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 def entries(family: str, sizes: Sizes) -> dict[str, Any]:
     """The sizes as the family's config spells them; heads that are no equal share of the
-    width where they may be."""
+    width where they may be.
+    """
     if family == "T5":
         return {
             "d_model": sizes.width,

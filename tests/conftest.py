@@ -118,7 +118,9 @@ def store(tmp_path, tiny_tokenizer) -> Callable[..., TokenStore]:
             f"{tmp_path}-{next(numbers)}",
             tiny_tokenizer,
             Recipe("{title} {text}", prefix, max_len),
-            places=lambda id_: [f"{row}" for row, text in enumerate(whole) if text.id == id_],
+            find_lines=lambda id_: [
+                f"{row}" for row, text in enumerate(whole) if text.id == id_
+            ],
             bar=SilentBar,
         )
 

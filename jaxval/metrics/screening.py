@@ -49,7 +49,8 @@ class Screening:
 
     def saved(self, validations: Sequence[Validation], failures: Sequence[Failure]) -> str:
         """One line about what the ledger holds: how many were confirmed, and the time that
-        the others would have taken, had each been a typical one of the confirmed."""
+        the others would have taken, had each been a typical one of the confirmed.
+        """
         sampled = [_seconds(one) for one in validations if one.series == self.sample.series]
         whole = [_seconds(one) for one in validations if one.series == self.whole.series]
         out = sum(map(self._screened_out, failures))

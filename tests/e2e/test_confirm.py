@@ -134,14 +134,17 @@ def test_what_another_sample_screened_out_is_put_to_the_new_one(place, tmp_path)
     place.complete()
     status, out, err = place.finish(place.dev)
     assert status == 0, err
-    assert "1 checkpoints were screened out by another sample than small is now" in err
+    assert (
+        "the sample small changed since it screened out 1 checkpoints; screening them again"
+        in err
+    )
     again = [("small", 1), ("small", 2)]
     assert rows(place) == [*BOTH, ("small", 2), ("small", 3), *again]
     # What is gone cannot be asked again, and step 2 is worse on the new sample as well.
     assert screened(place) == [("dev", 3, SCREENED), ("dev", 2, SCREENED)]
     assert "2 validated, 0 already in the ledger" in out
     status, out, err = place.finish(place.dev)
-    assert "another sample" not in err
+    assert "the sample small changed" not in err
     assert "0 validated, 2 already in the ledger" in out
 
 

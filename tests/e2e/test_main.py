@@ -175,7 +175,7 @@ def test_a_wait_of_less_than_ten_seconds_is_not_worth_a_word(run):
         (run.root / "more" / str(step)).rename(run.checkpoints / str(step))
     status, _, err = run.finish()
     assert status == 0, err
-    assert all(int(wait) >= 10 for wait in re.findall(r"the last of them is (\d+) s", err))
+    assert all(int(wait) >= 10 for wait in re.findall(r"about (\d+) s until", err))
 
 
 def test_max_validations_ends_it(run):
@@ -280,12 +280,12 @@ def test_a_directory_that_never_came_is_a_fault_and_an_empty_one_a_warning(run):
     missing = run.root / "nope"
     status, out, err = run.finish(checkpoint_dir=missing, idle_timeout=0.2)
     assert status == 2
-    assert f"jaxval: --checkpoint_dir={missing} is still not there: name the" in err
+    assert f"jaxval: --checkpoint_dir={missing} does not exist: name the" in err
     assert out == ""  # neither a table without rows nor a count of nothing
     missing.mkdir()
     status, _, err = run.finish(checkpoint_dir=missing, idle_timeout=0.2)
     assert status == 0, err
-    assert f"no checkpoint was ever seen in {missing}: is it where the trainer saves?" in err
+    assert f"found no checkpoint in {missing}: is it where the trainer saves?" in err
 
 
 def test_the_directory_above_the_checkpoints_is_told_which_one_was_meant(run):
@@ -293,7 +293,7 @@ def test_the_directory_above_the_checkpoints_is_told_which_one_was_meant(run):
     world.save(above / "checkpoints", [3], complete=False)
     status, _, err = run.finish(checkpoint_dir=above, idle_timeout=0.2)
     assert status == 0, err
-    assert f"ever seen in {above}: did you mean {above / 'checkpoints'}?" in err
+    assert f"found no checkpoint in {above}: did you mean {above / 'checkpoints'}?" in err
 
 
 def test_a_plug_ins_own_traceback_follows_the_line(run):

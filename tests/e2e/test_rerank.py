@@ -78,7 +78,7 @@ def test_with_every_passage_as_candidate_it_is_the_search_in_a_series_of_its_own
     assert run.finish()[0] == 0
     status, _, err = run.finish(rerank="")
     assert status == 0, err
-    assert "another candidates than before" in err
+    assert "tiny: candidates changed since the last run; starting a new series" in err
     reranked, searched = run.lines()
     assert reranked["measures"] == pytest.approx(searched["measures"])
     assert reranked["series"] != searched["series"]

@@ -173,7 +173,7 @@ def test_another_sample_is_not_overwritten(world, strategy, flags, what):
     assert ran.returncode == 2
     assert ran.stderr == (
         f"jaxval: --output_dir={world.output} holds another sample ({what}):"
-        " name a new one, or remove it\n"
+        " name a new folder, or remove this\n"
     )
     assert content(world.output) == before
 
