@@ -110,26 +110,30 @@ def stored(root: Path, count: int, seed: int) -> Any:
 
 
 def plan(corpus: Any, queries: Any) -> Any:
-    """A Bench over these stores, whose encoder sums rows of a table."""
+    """Returns an EvalPlan over these stores, whose encoder sums rows of a table."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jaxval.evaluation.encode import Tower
     from jaxval.evaluation.plan import CorpusGroup, EvalPlan, EvalSet
     from jaxval.metrics.measures import parse
+    from jaxval.metrics.ranks import Judgments
     from jaxval.records import ParamsPaths
 
     def encode(params: Any, ids: Any, mask: Any) -> Any:
         return jnp.where(mask[..., None], params["table"][ids], 0).sum(axis=1)
 
     names = tuple(str(row) for row in range(queries.count))
-    judged = EvalSet("dev", "synthetic", queries, names, {name: {name: 1} for name in names})
+    rows = np.arange(queries.count)
+    judgments = Judgments(rows, rows, np.ones_like(rows), queries.count)
+    eval_set = EvalSet("dev", "synthetic", queries, names, judgments)
     tower = Tower(encode, jax.devices(), BATCH_TOKENS, CHUNK_FLOATS)
     return EvalPlan(
         abstract_params={"table": jax.ShapeDtypeStruct((VOCABULARY, DIM), "float32")},
         query_tower=tower,
         passage_tower=tower,
-        groups=(CorpusGroup(corpus, (judged,)),),
+        groups=(CorpusGroup(corpus, (eval_set,)),),
         devices=tuple(jax.devices()),
         params_paths=ParamsPaths(),
         base=None,
@@ -146,16 +150,13 @@ def validated(made: Any) -> dict[str, float]:
 
     from jaxval.checkpoints.restore import Restored
     from jaxval.evaluation.validate import validate
-    from jaxval.records import Checkpoint
 
     table = np.random.default_rng(0).standard_normal((VOCABULARY, DIM), np.float32)
-    checkpoint = Checkpoint(1, "1", 1, Path("1"))
     start = time.perf_counter()
-    (outcome,) = validate(
-        checkpoint, Restored({"table": table}, "params"), made, ["synthetic"], Silent
-    )
+    restored = Restored({"table": table}, "params")
+    (result,) = validate("step 1", restored, made, ["synthetic"], Silent)
     seconds = time.perf_counter() - start
-    return {"in all": seconds, **outcome.validation.seconds}
+    return {"in all": seconds, **result.seconds}
 
 
 def store(root: Path, count: int) -> dict[str, Any]:

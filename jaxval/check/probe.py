@@ -1,9 +1,8 @@
-"""A few queries and the passages that answer them: enough to see whether an encoder ranks."""
+"""A small sample of queries and passages, to see whether an encoder ranks at all."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,28 +11,28 @@ from jaxval.corpus.token_store import Bucket, TokenStore
 from jaxval.evaluation.plan import EvalSet
 from jaxval.evaluation.search import FaissSearcher
 from jaxval.metrics.measures import evaluate, parse
-from jaxval.metrics.ranks import RowQrels
+from jaxval.metrics.ranks import Judgments
 from jaxval.records import Hits
 
 SIZE = 64
-"""Queries, and passages."""
+"""Number of queries, and of passages."""
 
 DEPTH = 10
 MEASURE = f"nDCG@{DEPTH}"
-"""By which it is seen whether they are ranked better than by chance."""
+"""The measure that is compared with the one of random rankings."""
 
 _MEASURES = parse([MEASURE], DEPTH)
 _SHUFFLES = 200
-_ENOUGH = 16  # queries, and passages: of fewer, chance alone makes a good ranking
+_ENOUGH = 16  # queries, and passages: with fewer, chance alone makes a good ranking
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some texts of a store, in its widths, as a Tower encodes them. Their rows are 0, 1, …
+class StorePart:
+    """Some texts of a token store, in its widths. They are numbered from 0.
 
     Attributes:
-      store: the whole.
-      positions: [count] int64, in it; ascending.
+      store: The token store.
+      positions: [count] int64, the positions in the store; ascending.
     """
 
     store: TokenStore
@@ -41,12 +40,12 @@ class Part:
 
     @property
     def count(self) -> int:
-        """How many texts."""
+        """Number of texts."""
         return len(self.positions)
 
     @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """Those of the store that have any of these texts."""
+        """The buckets of the store that contain any of these texts."""
         ends = [bucket.start + bucket.count for bucket in self.store.buckets]
         upto = [0, *np.searchsorted(self.positions, ends).tolist()]
         return tuple(
@@ -57,40 +56,39 @@ class Part:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[count] uint16."""
+        """[count] uint16, the number of tokens of each text."""
         return np.asarray(self.store.lengths[self.positions])
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """[count] int64, 0, 1, …"""
+        """[count] int64, from 0 to count - 1."""
         return np.arange(self.count)
 
     @property
-    def places(self) -> np.ndarray:
-        """[count] int64, the row of each in the store."""
+    def store_rows(self) -> np.ndarray:
+        """[count] int64, the row of each text in the store."""
         return np.asarray(self.store.rows[self.positions])
 
     def matrix(self, bucket: Bucket) -> np.ndarray:
-        """[bucket.count, bucket.width] token ids."""
-        (whole,) = [one for one in self.store.buckets if one.width == bucket.width]
+        """Returns [bucket.count, bucket.width] token ids."""
+        (whole,) = [other for other in self.store.buckets if other.width == bucket.width]
         here = self.positions[bucket.start : bucket.start + bucket.count]
         return np.asarray(self.store.matrix(whole)[here - whole.start])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A set made small.
+    """A small part of a validation set.
 
     Attributes:
-      queries, passages: SIZE of each, or as many as there are.
-      query_ids: in the order of the queries' rows.
-      qrels: over the passages' rows.
+      queries: SIZE queries, or as many as there are.
+      passages: SIZE passages, or as many as there are.
+      judgments: Of these queries on these passages.
     """
 
-    queries: Part
-    passages: Part
-    query_ids: tuple[str, ...]
-    qrels: RowQrels
+    queries: StorePart
+    passages: StorePart
+    judgments: Judgments
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,10 @@ class Ranking:
     """How well a sample is ranked.
 
     Attributes:
-      values: [queries] MEASURE of each.
-      chance: the mean of random rankings.
-      luck: the highest mean of many random rankings; 1 where there are too few texts to tell
-        a ranking from chance.
+      values: [queries] MEASURE of each query.
+      chance: The mean of random rankings.
+      luck: The highest mean of many random rankings; 1 if there are too few texts to tell a
+        ranking from chance.
     """
 
     values: np.ndarray
@@ -110,45 +108,70 @@ class Ranking:
 
     @property
     def mean(self) -> float:
-        """Over the queries."""
+        """The mean over the queries."""
         return float(self.values.mean())
 
 
-def choose(judged: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
-    """Queries from all over the set, and of each its best passage; then passages from all
-    over the corpus, until there are `size`."""
-    answers = _answers(judged)
-    asked = _spread(np.array(list(answers) or range(judged.queries.count)), size)
-    rows = {answers[number] for number in asked.tolist() if number in answers}
+def choose_sample(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
+    """Returns queries from all over the set with passages from all over the corpus.
+
+    The passages contain the best one of each chosen query. The others fill up to `size`.
+    """
+    answered, answers = _answers(eval_set.judgments)
+    numbers = answered if len(answered) else np.arange(eval_set.queries.count)
+    numbers = _spread(numbers, size)
+    rows = np.unique(answers[np.isin(answered, numbers)])
     others = _spread(np.arange(corpus.count), 2 * size)
-    others = others[~np.isin(others, list(rows))]
-    chosen = np.array([*rows, *_spread(others, size - len(rows))], np.int64)
-    queries, passages = _part(judged.queries, asked), _part(corpus, chosen)
-    ids = tuple(judged.query_ids[row] for row in queries.places)
-    return Sample(queries, passages, ids, _among(passages, judged.qrels, ids))
+    others = _spread(others[~np.isin(others, rows)], size - len(rows))
+    queries = _part(eval_set.queries, numbers)
+    passages = _part(corpus, np.concatenate([rows, others]))
+    return Sample(queries, passages, _among(queries, passages, eval_set.judgments))
 
 
-def _answers(judged: EvalSet) -> dict[int, int]:
-    """Row of a query -> that of its best passage, for those that have one in the corpus."""
-    best = {number: _best(judged.qrels[id_]) for number, id_ in enumerate(judged.query_ids)}
-    return {number: row for number, row in best.items() if row is not None}
+def _answers(judgments: Judgments) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the queries that have a relevant passage in the corpus, and the best of each.
+
+    Of passages with equal grades the first row is taken. Both arrays are [n] int64.
+    """
+    relevant = (judgments.row >= 0) & (judgments.grade > 0)
+    query, row = judgments.query[relevant], judgments.row[relevant]
+    order = np.lexsort((row, -judgments.grade[relevant], query))
+    answered, first = np.unique(query[order], return_index=True)
+    return answered, row[order][first]
 
 
-def _among(passages: Part, qrels: RowQrels, query_ids: Sequence[str]) -> RowQrels:
-    """The judgements of these passages, over the part's rows."""
-    at = {str(row): str(place) for place, row in enumerate(passages.places)}
-    return {
-        query: {at[row]: grade for row, grade in qrels[query].items() if row in at}
-        for query in query_ids
-    }
+def _among(queries: StorePart, passages: StorePart, judgments: Judgments) -> Judgments:
+    """Returns the judgments of these queries on these passages, over the parts' rows."""
+    query = _places(queries, judgments.query)
+    row = _places(passages, judgments.row)
+    both = np.flatnonzero((query >= 0) & (row >= 0))
+    both = both[np.argsort(query[both], kind="stable")]
+    return Judgments(query[both], row[both], judgments.grade[both], queries.count)
 
 
-def rank(
+def _places(part: StorePart, rows: np.ndarray) -> np.ndarray:
+    """Returns the row in the part of each row of its store; -1 where the part lacks it."""
+    order = np.argsort(part.store_rows)
+    at = np.minimum(np.searchsorted(part.store_rows[order], rows), part.count - 1)
+    return np.where(part.store_rows[order][at] == rows, order[at], -1)
+
+
+def rank_sample(
     sample: Sample, queries: np.ndarray, passages: np.ndarray, similarity: str, dtype: str
 ) -> Ranking | None:
-    """Searches the sample's passages for its queries, [n, dim] float32 each; None if no
-    passage is relevant to a query."""
-    if not any(max(grades.values(), default=0) > 0 for grades in sample.qrels.values()):
+    """Ranks the sample's passages for its queries.
+
+    Args:
+      sample: The sample.
+      queries: [n, dim] float32, the vectors of its queries.
+      passages: [n, dim] float32, the vectors of its passages.
+      similarity: `dot` or `cosine`.
+      dtype: The dtype that vectors are rounded to before they are compared.
+
+    Returns:
+      How well the passages are ranked; None if no passage is relevant to a query.
+    """
+    if not (sample.judgments.grade > 0).any():
         return None
     searcher = FaissSearcher(queries, DEPTH, similarity, dtype=dtype)
     searcher.add(passages, sample.passages.rows)
@@ -160,7 +183,7 @@ def rank(
 
 
 def _values(sample: Sample, hits: Hits) -> np.ndarray:
-    values: np.ndarray = evaluate(_MEASURES, sample.qrels, sample.query_ids, hits)[MEASURE]
+    values: np.ndarray = evaluate(_MEASURES, sample.judgments, hits)[MEASURE]
     return values
 
 
@@ -170,19 +193,13 @@ def _shuffle(sample: Sample, rng: np.random.Generator) -> Hits:
     return Hits(np.zeros(rows.shape, np.float32), rows)
 
 
-def _best(grades: Mapping[str, int]) -> int | None:
-    """The row of the passage of the highest grade; None if no relevant one is there."""
-    there = {int(row): grade for row, grade in grades.items() if row.isdigit() and grade > 0}
-    return max(there, key=lambda row: (there[row], -row)) if there else None
-
-
 def _spread(values: np.ndarray, count: int) -> np.ndarray:
-    """So many of them, at even distances."""
+    """Returns `count` of the values, evenly spaced; all of them if there are fewer."""
     if count >= len(values):
         return values
     spread: np.ndarray = values[np.linspace(0, len(values) - 1, max(0, count)).astype(int)]
     return spread
 
 
-def _part(store: TokenStore, rows: np.ndarray) -> Part:
-    return Part(store, np.flatnonzero(np.isin(store.rows, rows)))
+def _part(store: TokenStore, rows: np.ndarray) -> StorePart:
+    return StorePart(store, np.flatnonzero(np.isin(store.rows, rows)))

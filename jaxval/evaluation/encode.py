@@ -215,7 +215,8 @@ class Tower:
 
     def _spans(self, buckets: Sequence[Bucket]) -> Iterator[_Span]:
         """What each batch covers. What does not fill a last batch of its width goes into the
-        next wider ones where that costs fewer tokens of padding."""
+        next wider ones where that costs fewer tokens of padding.
+        """
         start = 0
         for bucket, wider in itertools.zip_longest(buckets, buckets[1:]):
             left = bucket.start + bucket.count - start

@@ -25,6 +25,7 @@ from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.encoders import adapter, folder
 from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.entries import Limit
+from jaxval.encoders.folder import ModelFolder
 from jaxval.errors import EncoderError, JaxvalError, UserError
 from jaxval.records import Encoder, Params
 
@@ -38,9 +39,14 @@ class Encoding:
     """The encoder and how its texts become tokens.
 
     Attributes:
-      build: makes the encoder, of attention that suits the device.
-      base: what the checkpoints hold adapters of, if they do.
-      identity: what a series keeps of it.
+      build: Makes the encoder, with the attention that suits the device.
+      tokenizer: The encoder's tokenizer.
+      passages: How a passage becomes tokens.
+      queries: How a query becomes tokens.
+      base: The parameters that the checkpoints hold adapters of. None if the checkpoints
+        hold whole parameters.
+      identity: What the settings of a series keep of the encoder.
+      folder: The model folder. None if the encoder is not built from one.
     """
 
     build: Callable[[Attend], Encoder]
@@ -49,6 +55,7 @@ class Encoding:
     queries: Recipe
     base: Base | None
     identity: dict[str, Any]
+    folder: ModelFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -98,21 +105,23 @@ def read_encoding(settings: Evaluation) -> Encoding:
     """
     texts, model = settings.texts, settings.model
     readers.check_template(texts.passage_template)
-    build, identity, traits = _encoder(model)
+    source = _from_folder(model) if model.folder else _from_code(model)
+    traits = source.traits
     passage_len = traits.length(texts.passage_max_len, _PASSAGE_LEN)
     query_len = traits.length(texts.query_max_len, _QUERY_LEN)
     passage_prefix = _prefix("passage", texts.passage_prefix, traits.passage_prefix)
     query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
     made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
     traits.check(made, passage_len=passage_len, query_len=query_len)
-    base = _base(model, held(build(plain), model))
+    base = _base(model, param_specs(source.build(plain), model))
     return Encoding(
-        build=build,
+        build=source.build,
         tokenizer=made,
         passages=Recipe(texts.passage_template, passage_prefix, passage_len),
         queries=Recipe("{text}", query_prefix, query_len),
         base=base,
-        identity=identity | _params_identity(model, base),
+        identity=source.identity | _params_identity(model, base),
+        folder=source.folder,
     )
 
 
@@ -128,9 +137,12 @@ def ranking_settings(settings: Evaluation, encoding: Encoding) -> dict[str, Any]
     }
 
 
-def held(encoder: Encoder, model: Model) -> Params:
-    """The encoder's tree as a device shall hold it. A folder's encoder knows which of its
-    leaves stay in float32; another's are all cast to `dtype`."""
+def param_specs(encoder: Encoder, model: Model) -> Params:
+    """Returns the shapes and dtypes of the parameters on the device.
+
+    The encoder of a model folder says which of its leaves stay in float32. Of any other
+    encoder, all floating leaves are cast to `dtype`.
+    """
     tree = encoder.abstract_params()
     if model.folder:
         return tree
@@ -142,26 +154,45 @@ def held(encoder: Encoder, model: Model) -> Params:
     return jax.tree.map(cast, tree)
 
 
-def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any], _Traits]:
-    """What makes the encoder, what identifies it, and what it asks of its texts."""
-    if model.factory:
-        encoder = adapter.load_factory(model.factory)
-        adapter.check(encoder, f"`encoder={model.factory}`")
-        shapes = {
-            show(path): leaf.shape for path, leaf in flatten(encoder.abstract_params()).items()
-        }
-        source = adapter.source_digest(model.factory)
-        identity: dict[str, Any] = {
-            "encoder": model.factory,
-            "source": source,
-            "shapes": digest(shapes),
-        }
-        return lambda attend: encoder, identity, _Traits()
-    read = folder.read(model.folder or "")
+@dataclass(frozen=True)
+class _Source:
+    """The encoder that the settings name.
+
+    Attributes:
+      build: Makes the encoder, with the attention that suits the device.
+      identity: What identifies the encoder.
+      traits: What the encoder requires of its texts.
+      folder: The model folder. None if the encoder is not built from one.
+    """
+
+    build: Callable[[Attend], Encoder]
+    identity: dict[str, Any]
+    traits: _Traits = _Traits()
+    folder: ModelFolder | None = None
+
+
+def _from_code(model: Model) -> _Source:
+    """Returns the encoder that is given as an object, or made by a factory."""
+    if model.encoder is not None:
+        encoder, name = model.encoder, "`encoder`"
+        identity: dict[str, Any] = {"encoder": type(encoder).__name__}
+    else:
+        factory = model.factory or ""
+        encoder, name = adapter.load_factory(factory), f"`encoder={factory}`"
+        identity = {"encoder": factory, "source": adapter.source_digest(factory)}
+    adapter.check(encoder, name)
+    leaves = flatten(encoder.abstract_params())
+    shapes = {show(path): leaf.shape for path, leaf in leaves.items()}
+    return _Source(lambda attend: encoder, identity | {"shapes": digest(shapes)})
+
+
+def _from_folder(model: Model) -> _Source:
+    """Returns the encoder that a model folder describes."""
+    described = folder.read(model.folder or "")
 
     def build(attend: Attend) -> Encoder:
         return folder.build(
-            read,
+            described,
             dtype=model.dtype,
             pooling=model.pooling,
             normalize=model.normalize,
@@ -169,22 +200,22 @@ def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any],
             attend=attend,
         )
 
-    build(plain)  # Whatever does not fit fails here, before a device is opened.
+    build(plain)  # Settings that do not fit the folder fail here, before a device is opened.
     identity = {
-        "model": read.digest,
-        "pooling": model.pooling or read.pooling,
-        "normalize": read.normalize if model.normalize is None else model.normalize,
+        "model": described.digest,
+        "pooling": model.pooling or described.pooling,
+        "normalize": described.normalize if model.normalize is None else model.normalize,
         "dim": model.dim,
     }
     traits = _Traits(
-        tokenizer=str(read.path),
-        usual=read.max_seq_length,
-        limit=read.config.limit,
-        vocabulary=read.config.vocab_size,
-        passage_prefix=read.passage_prefix,
-        query_prefix=read.query_prefix,
+        tokenizer=str(described.path),
+        usual=described.max_seq_length,
+        limit=described.config.limit,
+        vocabulary=described.config.vocab_size,
+        passage_prefix=described.passage_prefix,
+        query_prefix=described.query_prefix,
     )
-    return build, identity, traits
+    return _Source(build, identity, traits, described)
 
 
 def _prefix(kind: str, flag: str | None, folder_says: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The bench on which every checkpoint is validated, and what decides between them."""
+"""Prepares what every checkpoint is evaluated on, and what decides which is best."""
 
 from __future__ import annotations
 
@@ -10,59 +10,103 @@ import jax
 
 from jaxval.config import Evaluation
 from jaxval.corpus import manifest
-from jaxval.corpus.datasets import load_queries
+from jaxval.corpus.datasets import QuerySet, load_queries
 from jaxval.encoders.attention import fastest
+from jaxval.encoders.folder import ModelFolder
 from jaxval.errors import UserError
 from jaxval.evaluation.encode import Tower, default_batch_tokens
-from jaxval.evaluation.encoding import Encoding, held, read_encoding
+from jaxval.evaluation.encoding import Encoding, param_specs, read_encoding
 from jaxval.evaluation.plan import CorpusGroup, EvalPlan, EvalSet
 from jaxval.evaluation.sets import PreparedSet, prepare_set
 from jaxval.metrics import measures as measuring
 from jaxval.metrics.screening import Screening
-from jaxval.records import DatasetFiles, Progress, SelectBy
+from jaxval.records import Progress, SelectBy
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation reads before it tokenizes.
+
+    Attributes:
+      queries: The queries and judgments of each set, in the order of `dataset`.
+      encoding: The encoder, and how texts become tokens.
+    """
+
+    queries: tuple[QuerySet, ...]
+    encoding: Encoding
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bench, what the ledger is to know about each of its series, and what decides.
+    """An evaluation plan, with all that was read for it.
 
     Attributes:
-      bench, settings: of each series by its digest.
-      encoding: the tokenizer, and how texts are rendered for it.
-      select_by: which checkpoint is best.
-      screening: which of them are put to the whole corpus; None for all.
+      plan: What every checkpoint is evaluated on.
+      sets: The sets of the plan, in the order of `dataset`.
+      encoding: The encoder, and how texts become tokens.
+      select_by: What decides which checkpoint is best.
+      screening: What decides which checkpoints are evaluated on the whole corpus. None
+        evaluates all of them.
     """
 
     plan: EvalPlan
-    settings: dict[str, dict[str, Any]]
+    sets: tuple[PreparedSet, ...]
     encoding: Encoding
     select_by: SelectBy
     screening: Screening | None = None
 
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The settings of each series, by the digest of the series."""
+        return {each.eval_set.series: each.settings for each in self.sets}
 
-def prepare(
-    settings: Evaluation, open_devices: Callable[[], Sequence[jax.Device]], progress: Progress
-) -> Prepared:
-    """Makes the bench; the devices are opened when all else has been found right.
+    @property
+    def folder(self) -> ModelFolder | None:
+        """The model folder. None if the encoder is not built from one."""
+        return self.encoding.folder
+
+
+def read(settings: Evaluation) -> Inputs:
+    """Reads the queries, the judgments and the encoder's description.
 
     Raises:
-      UserError: the first fault that was found, in one line.
+      UserError: The settings or the data are at fault.
+    """
+    queries = tuple(load_queries(files) for files in settings.datasets)
+    return Inputs(queries, read_encoding(settings))
+
+
+def prepare(
+    settings: Evaluation,
+    open_devices: Callable[[], Sequence[jax.Device]],
+    progress: Progress,
+    inputs: Inputs | None = None,
+) -> Prepared:
+    """Prepares the evaluation of checkpoints: reads, tokenizes and builds the plan.
+
+    Args:
+      settings: How each checkpoint is evaluated.
+      open_devices: Opens the devices. Called last, when everything else is found to be right.
+      progress: Shows the tokenization.
+      inputs: What `read` returned for these settings. None reads it.
+
+    Raises:
+      UserError: The settings or the data are at fault.
     """
     measures = measuring.parse(settings.search.measures, settings.search.depth)
-    queries = [load_queries(files) for files in settings.datasets]
-    encoding = read_encoding(settings)
-    sets = [
-        prepare_set(files, asked, settings, encoding, measures, progress)
-        for files, asked in zip(settings.datasets, queries, strict=True)
-    ]
+    inputs = inputs or read(settings)
+    sets = tuple(
+        prepare_set(files, queries, settings, inputs.encoding, measures, progress)
+        for files, queries in zip(settings.datasets, inputs.queries, strict=True)
+    )
     if settings.confirm:
         _check_sample(*sets)
-        _check_source(*settings.datasets, digest=sets[1].settings["corpus"])
-    plan = _plan(settings, encoding, sets, measures, open_devices())
-    select_by = _select_by(settings.select_by, plan, plan.sets[-1 if settings.confirm else 0])
+        _check_source(*sets)
+    plan = _plan(settings, inputs.encoding, sets, measures, open_devices())
+    default_set = plan.sets[-1 if settings.confirm else 0]
+    select_by = _select_by(settings.select_by, plan, default_set)
     screening = _screening(select_by, plan) if settings.confirm else None
-    by_series = {one.judged.series: one.settings for one in sets}
-    return Prepared(plan, by_series, encoding, select_by, screening)
+    return Prepared(plan, sets, inputs.encoding, select_by, screening)
 
 
 def _plan(
@@ -76,7 +120,7 @@ def _plan(
     encoder = encoding.build(fastest(devices[0]))
     batch_tokens = settings.batch_tokens or default_batch_tokens(devices[0])
     return EvalPlan(
-        abstract_params=held(encoder, settings.model),
+        abstract_params=param_specs(encoder, settings.model),
         query_tower=Tower(encoder.encode_queries, devices, batch_tokens),
         passage_tower=Tower(encoder.encode_passages, devices, batch_tokens),
         groups=_groups(sets),
@@ -91,31 +135,33 @@ def _plan(
 
 
 def _groups(sets: Sequence[PreparedSet]) -> tuple[CorpusGroup, ...]:
-    """One for each corpus, so that it is encoded once for all its sets."""
-    corpora = {one.corpus.digest: one.corpus for one in sets}
+    """Groups the sets by corpus, so that each corpus is encoded once for all its sets."""
+    corpora = {each.corpus.digest: each.corpus for each in sets}
     return tuple(
-        CorpusGroup(corpus, tuple(one.judged for one in sets if one.corpus.digest == digest))
+        CorpusGroup(
+            corpus, tuple(each.eval_set for each in sets if each.corpus.digest == digest)
+        )
         for digest, corpus in corpora.items()
     )
 
 
 def _check_sample(sample: PreparedSet, whole: PreparedSet) -> None:
-    """Raises UserError unless the sample is the smaller."""
+    """Raises UserError unless the sample has fewer passages than the whole set."""
     if sample.corpus.count >= whole.corpus.count:
         raise UserError(
-            f"`confirm`: {sample.judged.name} has {sample.corpus.count:,} passages and"
-            f" {whole.judged.name} {whole.corpus.count:,}: name the sample by the first"
+            f"`confirm`: {sample.files.name} has {sample.corpus.count:,} passages and"
+            f" {whole.files.name} {whole.corpus.count:,}: name the sample by the first"
             " `dataset`, and the whole by the second"
         )
 
 
-def _check_source(sample: DatasetFiles, whole: DatasetFiles, *, digest: str) -> None:
-    """Raises UserError if the sample's manifest names another corpus than this digest's."""
-    source = manifest.drawn_from(sample.corpus)
-    if source not in (None, digest):
+def _check_source(sample: PreparedSet, whole: PreparedSet) -> None:
+    """Raises UserError if the sample's manifest names another corpus than the whole set's."""
+    source = manifest.drawn_from(sample.files.corpus)
+    if source not in (None, whole.settings["corpus"]):
         raise UserError(
-            f"`confirm`: by its manifest {sample.name} ({sample.corpus.parent}) was drawn from"
-            f" another corpus than {whole.corpus} is now: sample that anew"
+            f"`confirm`: by its manifest {sample.files.name} ({sample.files.corpus.parent}) was"
+            f" drawn from another corpus than {whole.files.corpus} is now: sample that anew"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from jaxval.evaluation.stopwatch import Stopwatch
 from jaxval.records import Hits, Searcher
 
 _BLOCK = 64
@@ -114,7 +115,8 @@ class Reranker:
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
         """Scores a chunk for those whose candidates are in it: vectors [n, dim] float32,
-        their rows [n] int64."""
+        their rows [n] int64.
+        """
         vectors = _formed(vectors, *self._form)
         first, end = (np.searchsorted(self._rows, rows, side) for side in ("left", "right"))
         counts = end - first
@@ -177,6 +179,31 @@ class BackgroundSearcher:
             self._search.result()
 
 
+class TimedSearcher:
+    """A Searcher that counts the seconds of another one.
+
+    Args:
+      searcher: The searcher.
+      watch: Counts the seconds.
+      stage: The stage that they are counted for.
+    """
+
+    def __init__(self, searcher: Searcher, watch: Stopwatch, stage: str):
+        self._searcher = searcher
+        self._watch = watch
+        self._stage = stage
+
+    def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        """Searches a chunk: vectors [n, dim] float32, their rows [n] int64."""
+        with self._watch(self._stage):
+            self._searcher.add(vectors, rows)
+
+    def hits(self) -> Hits:
+        """Returns the best of all chunks so far."""
+        with self._watch(self._stage):
+            return self._searcher.hits()
+
+
 def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
     """As they are compared."""
     vectors = np.ascontiguousarray(vectors, np.float32)
@@ -188,7 +215,8 @@ def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
 
 def _keep(scores: np.ndarray, rows: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """The best `depth` of each query, in no order; of equals at the last place the first
-    rows. Only queries with such equals are sorted."""
+    rows. Only queries with such equals are sorted.
+    """
     if scores.shape[1] <= depth:
         return scores, rows
     best = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -19,24 +18,28 @@ from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UserError
 from jaxval.evaluation.encoding import Encoding, digest, ranking_settings
 from jaxval.evaluation.plan import EvalSet
-from jaxval.metrics.ranks import RowQrels
-from jaxval.records import DatasetFiles, Progress, Qrels, Text
+from jaxval.metrics.ranks import Judgments
+from jaxval.records import DatasetFiles, Progress, Text
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """A set that can be validated on.
+    """A validation set that is ready to be evaluated.
 
     Attributes:
-      corpus: tokenized.
-      judged: its queries and qrels.
-      settings: what the ledger is to know about its series.
+      files: The files of the set.
+      queries: The queries and judgments that were read from the files.
+      corpus: The tokenized corpus.
+      eval_set: The tokenized queries and their judgments as rows of the corpus.
+      settings: The settings that identify the series, for the ledger.
     """
 
+    files: DatasetFiles
+    queries: QuerySet
     corpus: TokenStore
-    judged: EvalSet
+    eval_set: EvalSet
     settings: dict[str, Any]
 
 
@@ -80,23 +83,16 @@ def prepare_set(
     }
     if named is not None:
         identity["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
-    judged = EvalSet(
+    query_ids = tuple(text.id for text in queries.texts)
+    eval_set = EvalSet(
         name=files.name,
         series=digest(identity),
         queries=stored,
-        query_ids=tuple(text.id for text in queries.texts),
-        qrels=_in_rows(queries.qrels, rows),
+        query_ids=query_ids,
+        judgments=Judgments.from_qrels(queries.qrels, query_ids, rows),
         candidates=None if named is None else _candidate_rows(queries, named, corpus),
     )
-    return PreparedSet(corpus, judged, identity)
-
-
-def _in_rows(qrels: Qrels, rows: Mapping[str, int]) -> RowQrels:
-    """With the corpus's rows for documents; what it lacks keeps a name of its own."""
-    return {
-        query: {str(rows.get(doc, f"outside:{quote(doc)}")): grade for doc, grade in of.items()}
-        for query, of in qrels.items()
-    }
+    return PreparedSet(files, queries, corpus, eval_set, identity)
 
 
 def _candidates(search: Search, queries: QuerySet) -> Candidates | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxval.errors import UserError
 from jaxval.metrics import ranks
-from jaxval.metrics.ranks import RowQrels
+from jaxval.metrics.ranks import Judgments
 from jaxval.records import Hits
 
 
@@ -51,29 +51,36 @@ def lower_is_better(measure: Any) -> bool:
 
 
 def evaluate(
-    measures: Sequence[Any], qrels: RowQrels, query_ids: Sequence[str], hits: Hits
+    measures: Sequence[Any], judgments: Judgments, hits: Hits
 ) -> dict[str, np.ndarray]:
-    """Each measure of each query, [queries] float64, in the order of `query_ids`.
+    """Returns measure name -> [queries] float64, the value of each query.
 
-    The common ones are computed by `ranks`, the others by ir_measures.
+    The common measures are computed by `ranks`, the others by ir_measures.
+
+    Args:
+      measures: The measures, as `parse` returns them.
+      judgments: The judgments of the queries.
+      hits: The hits of the same queries, in the same order.
     """
-    graded = ranks.grade(qrels, query_ids, hits.rows)
+    graded = ranks.grade(judgments, hits.rows)
     others = [measure for measure in measures if not ranks.computes(measure)]
-    elsewhere = _by_ir_measures(others, qrels, query_ids, hits) if others else {}
+    other_values = _by_ir_measures(others, judgments, hits) if others else {}
     return {
         str(measure): ranks.compute(measure, graded)
         if ranks.computes(measure)
-        else elsewhere[str(measure)]
+        else other_values[str(measure)]
         for measure in measures
     }
 
 
 def _by_ir_measures(
-    measures: Sequence[Any], qrels: RowQrels, query_ids: Sequence[str], hits: Hits
+    measures: Sequence[Any], judgments: Judgments, hits: Hits
 ) -> dict[str, np.ndarray]:
-    """The order of the hits decides: they are handed on with falling scores, so that no
-    provider breaks ties its own way. Queries are handed on as numbers, since some
-    providers (gdeval, of ERR) take no others.
+    """Computes measures by ir_measures.
+
+    The hits get falling scores, so that their order decides and no provider breaks ties in
+    another way. The ids of queries are their numbers, because some providers (gdeval, of ERR)
+    take no other ids.
     """
     depth = hits.rows.shape[1]
     scores = [float(depth - rank) for rank in range(depth)]
@@ -82,15 +89,26 @@ def _by_ir_measures(
         for i, (rows, count) in enumerate(zip(hits.rows, hits.counts, strict=True))
         if count
     }
-    # On a query whose grades are all below 0, pytrec_eval never returns.
-    judged = {
-        str(i): {doc: max(grade, 0) for doc, grade in qrels[query].items()}
-        for i, query in enumerate(query_ids)
-    }
-    values = {str(measure): np.zeros(len(query_ids)) for measure in measures}
-    for metric in ir_measures.iter_calc(measures, judged, run):
+    values = {str(measure): np.zeros(judgments.queries) for measure in measures}
+    for metric in ir_measures.iter_calc(measures, _as_qrels(judgments), run):
         values[str(metric.measure)][int(metric.query_id)] = metric.value
     return values
+
+
+def _as_qrels(judgments: Judgments) -> dict[str, dict[str, int]]:
+    """Returns query number -> row -> grade, all ids as text.
+
+    Each document that the corpus lacks has a name that no hit has. A grade below 0 becomes
+    0: on a query that has no other grades, pytrec_eval never returns.
+    """
+    qrels: dict[str, dict[str, int]] = {str(number): {} for number in range(judgments.queries)}
+    entries = zip(
+        judgments.query.tolist(), judgments.row.tolist(), judgments.grade.tolist(), strict=True
+    )
+    for entry, (query, row, grade) in enumerate(entries):
+        document = str(row) if row >= 0 else f"missing:{entry}"
+        qrels[str(query)][document] = max(grade, 0)
+    return qrels
 
 
 def _parse(name: str, depth: int) -> Any:

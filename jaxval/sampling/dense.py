@@ -140,7 +140,8 @@ def rank(checkpoint: Checkpoint, plan: EvalPlan, depth: int, progress: Progress)
     plan = replace(plan, depth=depth, measures=())
     (judged, *_) = plan.sets
     restored = load(checkpoint, plan)
-    (outcome,) = validate.validate(checkpoint, restored, plan, {judged.series}, progress)
+    label = f"step {checkpoint.step}"
+    (outcome,) = validate.validate(label, restored, plan, {judged.series}, progress)
     return dict(zip(judged.query_ids, _ids(outcome.hits, outcome.corpus), strict=True))
 
 

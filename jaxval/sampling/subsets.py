@@ -1,7 +1,7 @@
-"""One checkpoint -> its values on the whole corpus and on parts of it, by one encoding.
+"""Evaluates one checkpoint on a whole corpus and on parts of it, by one encoding.
 
-A part's hits are searched among those of the corpus's vectors that it has, chunk by chunk,
-so that any number of parts costs one encoding, and a chunk of vectors is all that is held.
+Each part is searched among those of the corpus's vectors that it has, chunk by chunk. So any
+number of parts costs one encoding, and only one chunk of vectors is in memory.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.token_store import TokenStore
-from jaxval.evaluation.encode import Chunk, matrix
 from jaxval.evaluation.memory import place_towers, within_memory
-from jaxval.evaluation.plan import EvalPlan, EvalSet, TowerParams
-from jaxval.evaluation.search import FaissSearcher
+from jaxval.evaluation.plan import EvalPlan
+from jaxval.evaluation.search import FaissSearcher, TimedSearcher
+from jaxval.evaluation.stages import Stages
 from jaxval.evaluation.stopwatch import Stopwatch
 from jaxval.metrics.measures import evaluate
-from jaxval.records import Progress
+from jaxval.records import Hits, Progress, Searcher
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Subset:
 
     Attributes:
       mask: [passages] bool, in document order.
-      tokens: of its passages, without padding.
+      tokens: Number of tokens of its passages, without padding.
     """
 
     mask: np.ndarray
@@ -36,18 +36,18 @@ class Subset:
 
     @property
     def passages(self) -> int:
-        """How many it has."""
+        """Number of passages."""
         return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one checkpoint scored on each subset.
+    """The results of one checkpoint on each subset.
 
     Attributes:
-      per_query: of each subset, measure name -> [queries] float64.
-      shared: stage -> seconds spent once for all subsets: restore, queries, passages.
-      own: of each subset, seconds of its searching and its measures.
+      per_query: For each subset, measure name -> [queries] float64.
+      shared: Stage -> seconds spent once for all subsets: restore, queries, passages.
+      own: For each subset, the seconds of its search and its measures.
     """
 
     per_query: tuple[Mapping[str, np.ndarray], ...]
@@ -56,7 +56,7 @@ class Trial:
 
 
 def subset(corpus: TokenStore, rows: np.ndarray) -> Subset:
-    """The subset of these rows; [n] int64, in any order."""
+    """Returns the subset of these rows; [n] int64, in any order."""
     mask = np.zeros(corpus.count, bool)
     mask[rows] = True
     return Subset(mask, int(corpus.lengths[mask[corpus.rows]].sum(dtype=np.int64)))
@@ -69,72 +69,67 @@ def attempt(
     subsets: Sequence[Subset],
     progress: Progress,
 ) -> Trial:
-    """Puts one checkpoint to each subset of the bench's first corpus, by its first set.
+    """Evaluates one checkpoint on each subset of the plan's first corpus, by its first set.
+
+    Args:
+      label: The name of the checkpoint for the progress bars.
+      restored: The parameters of the checkpoint.
+      plan: The corpus, the set, and how to search.
+      subsets: The parts of the corpus.
+      progress: Shows the encoding.
 
     Raises:
-      NonFiniteError: the encoder made NaN of finite parameters.
-      UserError: the device has too little memory.
+      NonFiniteError: The encoder made vectors with NaN or infinity from finite parameters.
+      UserError: The device has too little memory.
     """
     watch = Stopwatch({"restore": restored.seconds})
     with watch("restore"):
         params = place_towers(restored, plan)
 
     def work() -> Trial:
-        return _attempt(label, params, plan, subsets, Stopwatch(watch.seconds), progress)
+        stages = Stages(label, plan, params, Stopwatch(watch.seconds), progress)
+        return _attempt(stages, subsets)
 
     return within_memory(plan, work)
 
 
-def _attempt(
-    label: str,
-    params: TowerParams,
-    plan: EvalPlan,
-    subsets: Sequence[Subset],
-    watch: Stopwatch,
-    progress: Progress,
-) -> Trial:
-    corpus, judged = plan.groups[0].corpus, plan.groups[0].sets[0]
-    with watch("queries"):
-        bar = progress(f"{label}: encoding queries", judged.queries.count)
-        found = plan.query_tower.chunks(params.query, judged.queries, bar)
-        queries = matrix(found, judged.queries.count)
-    parts = [_Part(each, queries, plan) for each in subsets]
-    bar = progress(f"{label}: encoding passages", corpus.count)
-    chunks = plan.passage_tower.chunks(params.passage, corpus, bar)
-    while True:
-        with watch("passages"):
-            chunk = next(chunks, None)
-        if chunk is None:
-            break
-        for part in parts:
-            part.add(chunk)
-    values = tuple(part.values(plan, judged) for part in parts)
-    return Trial(values, watch.seconds, tuple(part.seconds for part in parts))
+def _attempt(stages: Stages, subsets: Sequence[Subset]) -> Trial:
+    plan, group = stages.plan, stages.plan.groups[0]
+    eval_set = group.sets[0]
+    queries = stages.encode_queries([eval_set])
+    watches = [Stopwatch({"own": 0.0}) for _ in subsets]
+
+    def searcher(part: Subset, watch: Stopwatch) -> Searcher:
+        whole = FaissSearcher(queries, plan.depth, plan.similarity, dtype=plan.index_dtype)
+        return TimedSearcher(_SubsetSearcher(part.mask, whole), watch, "own")
+
+    searchers = [searcher(*pair) for pair in zip(subsets, watches, strict=True)]
+    values = []
+    for hits, watch in zip(stages.search(group.corpus, searchers), watches, strict=True):
+        with watch("own"):
+            values.append(evaluate(plan.measures, eval_set.judgments, hits))
+    own = tuple(watch.seconds["own"] for watch in watches)
+    return Trial(tuple(values), stages.watch.seconds, own)
 
 
-class _Part:
-    """The search in one subset, and how long it takes."""
+class _SubsetSearcher:
+    """A Searcher that skips the passages outside a subset.
 
-    def __init__(self, subset: Subset, queries: np.ndarray, plan: EvalPlan):
-        self._mask = subset.mask
-        self._watch = Stopwatch({"own": 0.0})
-        self._searcher = FaissSearcher(
-            queries, plan.depth, plan.similarity, dtype=plan.index_dtype
-        )
+    Args:
+      mask: [passages] bool, the subset in document order.
+      searcher: Searches the passages of the subset.
+    """
 
-    @property
-    def seconds(self) -> float:
-        return self._watch.seconds["own"]
+    def __init__(self, mask: np.ndarray, searcher: Searcher):
+        self._mask = mask
+        self._searcher = searcher
 
-    def add(self, chunk: Chunk) -> None:
-        with self._watch("own"):
-            here = self._mask[chunk.rows]
-            if here.all():
-                self._searcher.add(chunk.vectors, chunk.rows)
-            elif here.any():
-                self._searcher.add(chunk.vectors[here], chunk.rows[here])
+    def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
+        inside = self._mask[rows]
+        if inside.all():
+            self._searcher.add(vectors, rows)
+        elif inside.any():
+            self._searcher.add(vectors[inside], rows[inside])
 
-    def values(self, plan: EvalPlan, judged: EvalSet) -> dict[str, np.ndarray]:
-        with self._watch("own"):
-            hits = self._searcher.hits()
-            return evaluate(plan.measures, judged.qrels, judged.query_ids, hits)
+    def hits(self) -> Hits:
+        return self._searcher.hits()

@@ -151,7 +151,7 @@ def _check_missing(
     if missing.issuperset(judged):
         raise none_judged(files, files.corpus)
     if lost := len(missing.intersection(judged)):
-        remark = "%s: %d of %d judged documents are not in the corpus and count as not found"
+        remark = "%s: %d of %d judged documents are not in the corpus and count as never found"
         _LOG.warning(remark, files.name, lost, len(judged))
     for run in runs:
         named = {passage for passages in run.hits.values() for passage in passages}

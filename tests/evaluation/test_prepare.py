@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxval.config import Evaluation, Model, Search, Texts
+from jaxval.encoders.adapter import FunctionEncoder
 from jaxval.errors import EncoderError
-from jaxval.evaluation.prepare import prepare
+from jaxval.evaluation.prepare import prepare, read
 from jaxval.records import DatasetFiles
 
 GOLDENS = Path(__file__).parents[1] / "encoders" / "goldens"
@@ -80,3 +82,54 @@ def test_a_length_that_no_flag_sets_is_within_the_models_limit(config, silent):
     (settings,) = prepared.settings.values()
     lengths = settings["query texts"]["max_len"], settings["passages"]["max_len"]
     assert lengths == (40, 40)  # usually 64 and 256
+
+
+def own_encoder(width=4):
+    """An encoder as an object: the mean of rows of a table."""
+
+    def encode(params, ids, mask):
+        return (params["table"][ids] * mask[..., None]).sum(1)
+
+    shapes = {"table": jax.ShapeDtypeStruct((30, width), "bfloat16")}
+    return FunctionEncoder(encode, encode, lambda: shapes)
+
+
+def with_encoder(config, tokenizer_folder, **model):
+    model = Model(tokenizer=str(tokenizer_folder), **model)
+    return dataclasses.replace(config, model=model)
+
+
+def test_an_encoder_may_be_given_as_an_object(config, silent, tokenizer_folder):
+    own = with_encoder(config, tokenizer_folder, encoder=own_encoder())
+    prepared = prepare(own, lambda: jax.devices()[:1], silent)
+    assert prepared.folder is None
+    assert prepared.plan.abstract_params["table"].dtype == "float32"  # as `dtype` says
+    identity = prepared.encoding.identity
+    assert identity["encoder"] == "FunctionEncoder"
+    assert "source" not in identity
+    assert read(own).encoding.identity == identity
+    wider = read(with_encoder(config, tokenizer_folder, encoder=own_encoder(width=5)))
+    assert wider.encoding.identity != identity
+
+
+def test_an_object_that_does_not_encode_is_named(config, tokenizer_folder):
+    flat = FunctionEncoder(lambda *_: jnp.zeros(3), lambda *_: jnp.zeros(3), dict)
+    with pytest.raises(EncoderError, match="`encoder`: encoding queries gives"):
+        read(with_encoder(config, tokenizer_folder, encoder=flat))
+
+
+def test_what_was_read_is_handed_on_and_not_read_again(config, silent, monkeypatch):
+    inputs = read(config)
+
+    def fail(*_, **__):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("jaxval.evaluation.prepare.load_queries", fail)
+    monkeypatch.setattr("jaxval.encoders.folder.read", fail)
+    prepared = prepare(config, lambda: jax.devices()[:1], silent, inputs)
+    (prepared_set,) = prepared.sets
+    assert prepared_set.queries is inputs.queries[0]
+    assert prepared_set.files is config.datasets[0]
+    assert prepared.encoding is inputs.encoding
+    assert prepared.folder.path == Path(config.model.folder)
+    assert prepared.settings == {prepared_set.eval_set.series: prepared_set.settings}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxval.errors import UserError
 from jaxval.metrics import measures
+from jaxval.metrics.ranks import Judgments
 from jaxval.records import Hits
 
 NEEDS_PERL = pytest.mark.skipif(not shutil.which("perl"), reason="gdeval is a Perl program")
@@ -20,9 +21,16 @@ def hits(*rows):
     return Hits(np.ones(rows.shape, np.float32), rows)
 
 
+def judgments(qrels, query_ids=None):
+    """Judgments of documents that are named by their rows; other documents are missing."""
+    documents = {document for grades in qrels.values() for document in grades}
+    rows = {document: int(document) for document in documents if document.isdigit()}
+    return Judgments.from_qrels(qrels, query_ids or tuple(qrels), rows)
+
+
 def values(names, qrels, found, query_ids=None):
     parsed = measures.parse(names.split(), depth=1000)
-    return measures.evaluate(parsed, qrels, query_ids or tuple(qrels), found)
+    return measures.evaluate(parsed, judgments(qrels, query_ids), found)
 
 
 def one(name, grades, *rows):

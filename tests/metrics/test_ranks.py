@@ -18,6 +18,13 @@ NAMES = (
 DATA = Path(os.environ.get("JAXVAL_DATA", "data"))
 
 
+def judgments(qrels):
+    """Judgments of documents that are named by their rows; other documents are missing."""
+    documents = {document for grades in qrels.values() for document in grades}
+    rows = {document: int(document) for document in documents if document.isdigit()}
+    return ranks.Judgments.from_qrels(qrels, tuple(qrels), rows)
+
+
 def theirs(measures, qrels, run):
     found = {str(measure): {} for measure in measures}
     for metric in ir_measures.iter_calc(measures, qrels, run):
@@ -46,7 +53,7 @@ def test_they_equal_ir_measures(world):
         for query, ranked in zip(queries, rows.tolist(), strict=True)
     }
     expected = theirs(measures, qrels, run)
-    graded = ranks.grade(qrels, queries, rows)
+    graded = ranks.grade(judgments(qrels), rows)
     for measure in measures:
         assert ranks.computes(measure)
         wanted = [expected[str(measure)].get(query, 0.0) for query in queries]
@@ -54,8 +61,8 @@ def test_they_equal_ir_measures(world):
 
 
 def test_grades_below_0_are_as_good_as_0():
-    graded = ranks.grade({"q": {"0": -2, "1": 3, "2": -1}}, ["q"], np.array([[0, 1, 2]]))
-    clipped = ranks.grade({"q": {"0": 0, "1": 3, "2": 0}}, ["q"], np.array([[0, 1, 2]]))
+    graded = ranks.grade(judgments({"q": {"0": -2, "1": 3, "2": -1}}), np.array([[0, 1, 2]]))
+    clipped = ranks.grade(judgments({"q": {"0": 0, "1": 3, "2": 0}}), np.array([[0, 1, 2]]))
     for name in NAMES:
         measure = ir_measures.parse_measure(name)
         assert ranks.compute(measure, graded) == ranks.compute(measure, clipped), name
@@ -85,7 +92,7 @@ def test_they_equal_ir_measures_on_nists_samples(qrels):
         ranked = sorted(run[query], key=lambda doc: (run[query][doc], doc), reverse=True)
         number = {doc: i for i, doc in enumerate(ranked)}
         grades = {str(number.get(doc, f"outside:{doc}")): g for doc, g in judged[query].items()}
-        graded = ranks.grade({query: grades}, [query], np.arange(len(ranked))[None, :])
+        graded = ranks.grade(judgments({query: grades}), np.arange(len(ranked))[None, :])
         scores = {doc: float(len(ranked) - i) for doc, i in number.items()}
         expected = theirs(measures, {query: judged[query]}, {query: scores})
         for measure in measures:

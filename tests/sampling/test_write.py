@@ -199,7 +199,7 @@ def test_judgements_without_text_or_passage_are_warned_of(world):
     ran = world.start("random:size=1")
     assert world.warnings(ran)[1:] == [
         "dev: 1 queries of the qrels have no text and are left out",
-        "dev: 1 of 3 judged documents are not in the corpus and count as not found",
+        "dev: 1 of 3 judged documents are not in the corpus and count as never found",
     ]
     assert "x9" in (world.output / "qrels" / "test.tsv").read_text()
 
@@ -318,11 +318,10 @@ def test_help_is_grouped():
     command = [sys.executable, "-m", "jaxval.sample", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True)
     heads = [line for line in ran.stdout.splitlines() if line.endswith(":") and line[0] != " "]
-    own = ["What is sampled:", "How:", heads[2], "For dense:depth=N, which checkpoint ranks:"]
+    own = ["What is sampled:", "How:", "Output:", "Checkpoint of dense:depth=N:"]
     assert (ran.returncode, heads[:4]) == (0, own)
-    assert heads[2].startswith("Output, a new folder")
     assert "--patience" not in ran.stdout
-    assert ran.stdout.startswith("Writes a sampled corpus")
+    assert ran.stdout.startswith("Writes a sample of a corpus")
 
 
 class Bar:
