@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxval.checkpoints.commit import committed
 from jaxval.config import Evaluation
-from jaxval.corpus.datasets import load_queries
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import CheckpointError, UserError
@@ -111,23 +110,23 @@ def compare(
     Raises:
       UserError: The settings or the data are at fault, or too few checkpoints are left.
     """
-    (files,) = evaluation.datasets
     pools, checkpoints = comparison.pools, comparison.checkpoints
     prepared = prepare(evaluation, open_devices, progress)
-    plan, corpus = prepared.plan, prepared.plan.groups[0].corpus
-    queries = load_queries(files)
+    plan, (prepared_set,) = prepared.plan, prepared.sets
+    files, corpus = prepared_set.files, prepared_set.corpus
     ranked = _rank(comparison, plan, progress)
-    selections = pooled.select(pools, files, queries, corpus, comparison.seed, ranked, progress)
+    selections = pooled.select(
+        pools, files, prepared_set.queries, corpus, comparison.seed, ranked, progress
+    )
     whole = subset(corpus, np.arange(corpus.count))
     parts = [whole, *_subsets(pools, selections, corpus)]
     trials = dict(_trials(checkpoints, plan, parts, progress))
     _check_enough(
         len(trials), f"{len(trials)} of {len(checkpoints)} checkpoints could be evaluated"
     )
-    (settings,) = prepared.settings.values()
     labels = ["full", *(pool.label for pool in pools)]
     return _head(files, plan, comparison.seed, trials, checkpoints) | {
-        "settings": settings,
+        "settings": prepared_set.settings,
         "strategies": [
             _row(label, part, number, corpus, list(trials.values()), plan.measures)
             for number, (label, part) in enumerate(zip(labels, parts, strict=True))

@@ -15,13 +15,14 @@ from jaxval.atomic import make_partial
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Evaluation
+from jaxval.corpus.datasets import QuerySet
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UnreadableError, UserError
 from jaxval.evaluation import validate
-from jaxval.evaluation.encoding import ranking_settings, read_encoding
+from jaxval.evaluation.encoding import ranking_settings
 from jaxval.evaluation.plan import EvalPlan
-from jaxval.evaluation.prepare import prepare
+from jaxval.evaluation.prepare import prepare, read
 from jaxval.records import Checkpoint, Hits, Progress
 
 
@@ -30,10 +31,12 @@ class Ranker:
     """The checkpoint from whose ranking a sample is taken.
 
     Attributes:
+      queries: The judged queries of the validation set.
       origin: The checkpoint and how it encodes, for the sample's manifest.
       rank: depth -> the highest ranked passages of each query. Encodes the whole corpus.
     """
 
+    queries: QuerySet
     origin: Mapping[str, Any]
     rank: Callable[[int], Candidates]
 
@@ -46,7 +49,7 @@ def open_ranker(
     open_devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
 ) -> Ranker:
-    """Finds the checkpoint of a step, and describes how it ranks. Encodes nothing yet.
+    """Finds the checkpoint of a step, and reads what ranking needs. Encodes nothing yet.
 
     Args:
       evaluation: How the checkpoint is evaluated. Without `token_dir`, tokenized texts are
@@ -58,23 +61,24 @@ def open_ranker(
       progress: Shows the tokenization and the encoding.
 
     Raises:
-      UserError: There is no such checkpoint, or the settings are at fault.
+      UserError: There is no such checkpoint, or the settings or the queries are at fault.
     """
     if evaluation.search.rerank:
         raise UserError(
             "`rerank` does not rank the whole corpus, which dense:depth=N needs: remove it"
         )
     checkpoint = pick(checkpoint_dir, step)
-    settings = ranking_settings(evaluation, read_encoding(evaluation))
+    inputs = read(evaluation)
+    settings = ranking_settings(evaluation, inputs.encoding)
 
     def rank_corpus(depth: int) -> Candidates:
         with _token_dir(evaluation.texts.token_dir, output_dir) as token_dir:
             texts = replace(evaluation.texts, token_dir=token_dir)
-            prepared = prepare(replace(evaluation, texts=texts), open_devices, progress)
+            prepared = prepare(replace(evaluation, texts=texts), open_devices, progress, inputs)
             return rank(checkpoint, prepared.plan, depth, progress)
 
     identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}
-    return Ranker({**identity, **settings}, rank_corpus)
+    return Ranker(inputs.queries[0], {**identity, **settings}, rank_corpus)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def write_sample(
       DataError: A file cannot be used.
     """
     _check(strategy, runs)
-    queries = load_queries(files)
+    queries = ranker.queries if ranker else load_queries(files)
     origin = publish.origin(files, strategy, runs, seed, ranker.origin if ranker else None)
     if manifest.holds(output_dir, origin):
         return f"{output_dir} holds this sample already: nothing to do"
