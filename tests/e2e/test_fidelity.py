@@ -186,7 +186,7 @@ def test_on_a_device_with_too_little_memory_the_batch_is_halved(place, monkeypat
     out = place.root / "small"
     ran = place.start(
         *("--strategy=random:size=3", "--batch_tokens=512"),
-        **{"output_dir": out, "encoder": "tests.evaluation.test_memory:encoder"},
+        **{"output_dir": out, "encoder": "tests.e2e.small_memory:encoder"},
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("the device is out of memory") == 3  # 256, 128, 64; once for all
