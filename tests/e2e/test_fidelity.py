@@ -186,7 +186,7 @@ def test_the_batch_is_halved_when_the_device_is_out_of_memory(place, monkeypatch
     out = place.root / "small"
     ran = place.start(
         *("--strategy=random:size=3", "--batch_tokens=512"),
-        **{"output_dir": out, "encoder": "tests.evaluation.test_memory:encoder"},
+        **{"output_dir": out, "encoder": "tests.e2e.small_memory:encoder"},
     )
     assert ran.returncode == 0, ran.stderr
     assert (
