@@ -1,14 +1,15 @@
-"""A soak: a trainer that keeps two checkpoints, and jaxval killed again and again beside it.
+"""A soak test: jaxval is killed repeatedly beside a trainer that keeps two checkpoints.
 
     python -m tests.soak [--steps=300] [--seconds=0.4] [--seed=0] [--json=runs/soak.json]
 
-The trainer's parameters tell their step by what they retrieve, and the trainer itself writes
-down when each step was committed. So what jaxval must have recorded is known from outside:
-every step that committed while a watcher was up, once, with its own value. A watcher is up
-from its first listing, which it logs, until `margin` seconds before the kill.
+Each step's parameters retrieve differently, and the trainer records when each step was
+committed. So it is known which rows jaxval must have written: each step that was committed
+while a watcher was running has one row, with that step's values. A watcher runs from its first
+listing, which it logs, until `margin` seconds before the kill.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -40,21 +41,21 @@ KEEP = 2  # best checkpoints
 MEASURE = "RR@10"
 
 _TRAINERS = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?|train_complete")
-_ROW = re.compile(r" *\d+[* ] tiny ")
+_ROW = re.compile(r" *\d+[* ] +tiny ")
 _JOURNAL = {"transaction": 0x100, "commit": 0x200}  # IN_CREATE and IN_DELETE of inotify
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """When a jaxval is killed: so long after an event.
+    """When a jaxval is killed: some time after an event.
 
     Attributes:
       event: `the start`, `the first listing`, the n-th `transaction` on the ledger (when it
-        begins) or `commit` (when it ends), or the n-th new `line` of the table, which
-        follows when all mirrors have the row.
-      delay: seconds.
-      rows: n.
+        begins) or `commit` (when it ends), or the n-th new `line` of the table, which is
+        printed after all other trackers have the row.
+      delay: Time after the event, in seconds.
+      rows: The number n.
     """
 
     event: str
@@ -68,15 +69,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Life:
-    """One jaxval, from its start to its end.
+    """One jaxval process, from its start to its end.
 
     Attributes:
-      plan: when it was to be killed.
-      started_ns, watching_ns, ended_ns: nanoseconds since the epoch; the second is that of
-        its first listing.
-      rows: that it added, as far as it said so.
-      status: negative if it was killed.
-      torn: whether its kill left a transaction on the ledger half-done.
+      plan: When it was to be killed.
+      started_ns: Time of its start, in nanoseconds since the epoch.
+      watching_ns: Time of its first listing, or None if it had none.
+      ended_ns: Time of its end.
+      rows: Number of rows that it printed, without those that were in the ledger before.
+      status: Exit status, negative if it was killed.
+      torn: Whether its kill left an unfinished transaction on the ledger.
     """
 
     plan: str
@@ -88,22 +90,28 @@ class Life:
     torn: bool
 
     def watched(self, time_ns, margin):
-        """Whether it watched at that time, and for `margin` seconds more."""
+        """Returns whether it watched at a time and for `margin` seconds after it."""
         if self.watching_ns is None:
             return False
         return self.watching_ns <= time_ns <= self.ended_ns - margin * 1e9
 
     def added(self, rows):
-        """The rows that it committed, by their times."""
-        # What is killed may get as far as its next system call.
+        """Returns the rows that it committed, by their times."""
+        # A killed process may still finish a system call.
         begin, end = self.started_ns / 1e9, self.ended_ns / 1e9 + 0.05
         return [row for row in rows if begin <= row[3] <= end]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a soak: figures by name; checks by name, with what was found and if it
-    holds; and where it happened."""
+    """The result of a soak test.
+
+    Attributes:
+      figures: Name -> value.
+      checks: Name -> (what was found, whether the check holds).
+      lives: The jaxval processes.
+      machine: Where the test ran.
+    """
 
     figures: dict
     checks: dict
@@ -129,7 +137,7 @@ class Report:
 
 
 class Place:
-    """Where it happens: the trainer's directory, jaxval's, and what both need."""
+    """The trainer's directory, jaxval's directory, and the files that both need."""
 
     def __init__(self, root):
         self.root = root
@@ -154,24 +162,24 @@ class Place:
             )
 
     def committed(self):
-        """step -> when it was committed, as the trainer says; and what it left at its end."""
-        lines = [json.loads(line) for line in self.truth.open()]
+        """Returns step -> time of its commit, and the trainer's files at its end."""
+        lines = [json.loads(line) for line in self.truth.read_text().splitlines()]
         steps = {line["step"]: line["committed_ns"] for line in lines if "step" in line}
         return steps, next(line["left"] for line in lines if "left" in line)
 
     @property
     def torn(self):
-        """Whether a kill has left a transaction half-done: its journal is there, and filled."""
+        """Whether a kill has left an unfinished transaction: its journal is not empty."""
         journal = self.output / "ledger.sqlite-journal"
         return journal.exists() and journal.stat().st_size > 0
 
     def rows(self, sql):
-        with sqlite3.connect(self.output / "ledger.sqlite") as db:
+        with contextlib.closing(sqlite3.connect(self.output / "ledger.sqlite")) as db:
             return db.execute(sql).fetchall()
 
 
 class Jaxval:
-    """A jaxval that runs, and what it says."""
+    """A running jaxval process."""
 
     def __init__(self, place):
         flags = {
@@ -189,7 +197,7 @@ class Jaxval:
         self._place, self._torn_before = place, place.torn
         self.started_ns = time.time_ns()
         self.watching_ns = None
-        self.rows = 0  # beside those that it found in the ledger
+        self.rows = 0  # printed, without those that were in the ledger before
         self._ready = False
         self._said = threading.Condition()
         self.process = subprocess.Popen(
@@ -197,13 +205,13 @@ class Jaxval:
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # one stream, so that its lines stand in their order
+            stderr=subprocess.STDOUT,  # one stream, so that the lines are in order
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def outlives(self, plan):
-        """Waits for the moment that is planned; False if it ended by itself before."""
+        """Waits for the planned moment. Returns False if the process ends before it."""
         reached = {
             "the start": lambda: True,
             "the first listing": lambda: self.watching_ns is not None,
@@ -227,7 +235,7 @@ class Jaxval:
         return self._life(str(plan), ended_ns)
 
     def finish(self, timeout):
-        """Lets it end by itself, as far as it does in time."""
+        """Waits for the process to end, and kills it after the timeout."""
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -265,7 +273,7 @@ class Jaxval:
 
 
 def train(steps, seconds, directory, truth):
-    """The trainer's process."""
+    """Runs the trainer."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     directory = Path(directory)
@@ -281,10 +289,9 @@ def train(steps, seconds, directory, truth):
 
 
 def await_journal(output, change, number, process):
-    """Waits for the n-th time that SQLite makes, or removes, the ledger's journal.
+    """Waits for the n-th time that SQLite creates or removes the ledger's journal.
 
-    Linux tells it within a fraction of a millisecond: what else jaxval writes for a row
-    follows in the next.
+    inotify reports it within a fraction of a millisecond, before jaxval updates its trackers.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     inotify = libc.inotify_init()
@@ -298,7 +305,7 @@ def await_journal(output, change, number, process):
 
 
 def inventory(directory):
-    """Path -> size and time of change of every file, its own name only for a directory."""
+    """Returns path -> [size, time of change] of every file, and path -> [] of directories."""
     return {
         str(path.relative_to(directory)): [path.stat().st_size, path.stat().st_mtime_ns]
         if path.is_file()
@@ -308,7 +315,7 @@ def inventory(directory):
 
 
 def plans(draw):
-    """The first leaves some rows; then each kind in turn, in an order of chance."""
+    """Yields plans: first one that leaves some rows, then each kind in a random order."""
     yield Plan("line", 0.0, rows=6)
     while True:
         kinds = [
@@ -324,16 +331,16 @@ def plans(draw):
 
 
 def soak(root, *, steps, seconds, seed, margin=MARGIN, limit=900.0, say=print) -> Report:
-    """Runs one in an empty directory.
+    """Runs a soak test in an empty directory.
 
     Args:
-      root: the directory.
-      steps: how many the trainer saves.
-      seconds: how long it pauses between two.
-      seed: of the moments at which jaxval is killed.
-      margin: a step that committed less than this before a kill may be lost.
-      limit: seconds for all.
-      say: hears of each life.
+      root: The directory.
+      steps: Number of checkpoints that the trainer saves.
+      seconds: Pause between two checkpoints, in seconds.
+      seed: Seed of the moments at which jaxval is killed.
+      margin: A step that is committed less than this before a kill may be lost, in seconds.
+      limit: Maximum duration, in seconds.
+      say: Called with a line about each process.
     """
     place, draw, start = Place(root), random.Random(seed), time.monotonic()
     lives, strangers, last = [], set(), False
@@ -365,12 +372,12 @@ def soak(root, *, steps, seconds, seed, margin=MARGIN, limit=900.0, say=print) -
         logs = "\n".join(
             (root / f"{name}.log").read_text()[-3000:] for name in ("trainer", "jaxval")
         )
-        raise RuntimeError(f"it came to no end: {lives[-1]}\n{logs}")
+        raise RuntimeError(f"the last run did not end: {lives[-1]}\n{logs}")
     return judge(place, lives, strangers, margin, time.monotonic() - start)
 
 
 def judge(place, lives, strangers, margin, seconds) -> Report:
-    """Holds what jaxval left against what the trainer did."""
+    """Compares jaxval's results with the trainer's record."""
     committed, left = place.committed()
     rows = place.rows(
         "SELECT step, validation.name, commit_ns, finished, mean, per_query FROM validation"
@@ -380,7 +387,9 @@ def judge(place, lives, strangers, margin, seconds) -> Report:
     failures = place.rows("SELECT step, reason FROM failure ORDER BY id")
     times = Counter(row[0] for row in rows)
     watched = {
-        step for step, ns in committed.items() if any(one.watched(ns, margin) for one in lives)
+        step
+        for step, ns in committed.items()
+        if any(life.watched(ns, margin) for life in lives)
     }
     down = committed.keys() - watched
     lost = committed.keys() - times.keys()
@@ -421,8 +430,8 @@ def judge(place, lives, strangers, margin, seconds) -> Report:
         **_mirrors(place, rows, lost),
         **_best(place, rows),
         "no pins left": _none(path.name for path in (place.output / "pins").glob("*")),
-        "nothing foreign in the trainer's directory": _none(strangers),
-        "the trainer's files as it left them": _equal(
+        "no other file in the trainer's directory": _none(strangers),
+        "the trainer's files are unchanged": _equal(
             inventory(place.checkpoints), left | {"train_complete": [0, _completed(place)]}
         ),
     }
@@ -453,7 +462,7 @@ def _none(found):
 
 
 def _equal(found, wanted):
-    """How many, and which stand in one of the two dictionaries alone, or otherwise."""
+    """Returns the number of entries and which differ, and whether none does."""
     differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
     differences = f", of {len(wanted)}; differ: {differ[:10]}" if differ else ""
     return f"{len(found)}{differences}", not differ
@@ -477,16 +486,17 @@ def _disordered(rows, lives):
 
 
 def _mirrors(place, rows, lost):
-    """Checks of what is made from the ledger."""
+    """Returns the checks of what the trackers wrote."""
     from jaxval import signals
     from tests.results.events import points
 
     values = {row[0]: row[4] for row in rows}
-    lines = [json.loads(line) for line in (place.output / "metrics.jsonl").open()]
+    text = (place.output / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     curves = [points(folder) for folder in (place.output / "tensorboard" / "tiny").iterdir()]
-    curve = [point for found in curves for point in found[MEASURE]]
+    curve = [point for run in curves for point in run[MEASURE]]
     runs = {path.name for path in (place.output / "runs" / "tiny").iterdir()}
-    heard = signals.read(place.output)
+    state = signals.read(place.output)
     exactly = [(row[0], row[2], row[4]) for row in rows]
     written = [(li["step"], li["committed_ns"], li["measures"][MEASURE]) for li in lines]
     return {
@@ -496,19 +506,21 @@ def _mirrors(place, rows, lost):
             [step for step, _ in curve] == [row[0] for row in rows]
             and np.allclose([value for _, value in curve], [row[4] for row in rows]),
         ),
-        "signals.json: values": _equal(heard.values, values),
-        "signals.json: failed": (len(heard.failed), set(heard.failed) == lost),
-        "run files, one a row": _equal(
+        "signals.json: values": _equal(state.values, values),
+        "signals.json: failed": (len(state.failed), set(state.failed) == lost),
+        "run files, one for each row": _equal(
             Counter(runs), Counter(f"{row[1]}.trec" for row in rows)
         ),
-        "no run file that is not whole": _none(
-            step for step in values if not _whole(place.output / "runs/tiny" / f"{step}.trec")
+        "no incomplete run file": _none(
+            step
+            for step in values
+            if not _complete(place.output / "runs/tiny" / f"{step}.trec")
         ),
     }
 
 
-def _whole(path):
-    """Whether it ranks every passage for every query, by its own step's parameters."""
+def _complete(path):
+    """Returns whether a run file ranks every passage for every query, with its step's tag."""
     if not path.exists():
         return False
     fields = [line.split() for line in path.read_text().splitlines()]
@@ -518,7 +530,7 @@ def _whole(path):
 
 
 def _best(place, rows):
-    """Checks of the exports: the first of equals is the better."""
+    """Returns the checks of the exports. Of equal steps the first is better."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -547,7 +559,7 @@ def _best(place, rows):
 
 
 def machine():
-    """What the figures were taken on."""
+    """Returns what the test ran on."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -579,7 +591,7 @@ def main(say: Callable[[str], None] = print) -> int:
     report.write(asked.json)
     say(f"\n{report}\n\n{report.machine}\n{asked.json}")
     if not report.holds:
-        say(f"what was left lies in {root}")
+        say(f"the files are in {root}")
         return 1
     shutil.rmtree(root)
     return 0

@@ -1,4 +1,4 @@
-"""The world's encoder, which stands still at the whole corpus as long as a file is there."""
+"""The tiny world's encoder, which blocks on the whole corpus while a file exists."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from jaxval.encoders.adapter import FunctionEncoder
 from tests.e2e import world
 
 SAMPLE = 16
-"""Texts of a batch at most that pass; the sample's and the queries' are no more."""
+"""Maximum size of a batch that does not block. Those of the sample and the queries do not."""
 
 
 def _wait(vectors):
@@ -21,13 +21,13 @@ def _wait(vectors):
 
 def encoder():
     """The factory for --encoder=tests.e2e.held:encoder."""
-    free = world.encoder()
+    unblocked = world.encoder()
 
     def encode_passages(params, ids, mask):
-        vectors = free.encode_passages(params, ids, mask)
+        vectors = unblocked.encode_passages(params, ids, mask)
         if ids.shape[0] <= SAMPLE:
             return vectors
         shape = jax.ShapeDtypeStruct(vectors.shape, vectors.dtype)
         return jax.pure_callback(_wait, shape, vectors)
 
-    return FunctionEncoder(free.encode_queries, encode_passages, free.abstract_params)
+    return FunctionEncoder(unblocked.encode_queries, encode_passages, unblocked.abstract_params)

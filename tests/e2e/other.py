@@ -1,4 +1,4 @@
-"""An encoder whose tree no checkpoint of the tiny world has, and one that is broken."""
+"""An encoder that fits no checkpoint of the tiny world, and one that raises an error."""
 
 import flax.linen as nn
 

@@ -90,7 +90,6 @@ def bad_line(app):
     ("spoil", "flags", "said"),
     [
         (bad_line, {}, "corpus.jsonl:2: "),
-        (None, {"measures": "R@1000"}, "set --depth=1000"),
         (None, {"output_dir": ""}, "--output_dir is not set"),
         (None, {"devices": "gpu:one"}, "--devices=gpu:one: write cpu"),
     ],

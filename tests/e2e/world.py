@@ -1,9 +1,9 @@
-"""A world small enough to compute by hand: texts, an encoder, and a trainer beside it.
+"""A tiny task whose values NumPy computes: texts, an encoder, and a trainer.
 
     python -m tests.e2e.world DIRECTORY STEPS SECONDS
 
-is the trainer: an Orbax CheckpointManager that saves a table of word vectors at each of
-STEPS steps, SECONDS apart, from eight devices, keeping the last two.
+runs the trainer: an Orbax CheckpointManager saves a table of word vectors at each of STEPS
+steps, SECONDS apart, from eight devices, and keeps the last two.
 """
 
 import json
@@ -23,19 +23,19 @@ DIM = 4
 
 
 def table(step):
-    """The parameters of a step: they tell which step they are by what they retrieve."""
+    """Returns the parameters of a step, random with the step as seed."""
     import numpy as np
 
     return np.random.default_rng(step).normal(size=(len(VOCABULARY), DIM)).astype("float32")
 
 
 def expected(step, passages=PASSAGES, queries=QUERIES):
-    """RR@10 of each query, by NumPy alone."""
+    """Returns RR@10 of each query at a step, computed with NumPy."""
     return reciprocal_ranks(table(step), table(step), passages, queries)
 
 
 def reciprocal_ranks(query_table, passage_table, passages=PASSAGES, queries=QUERIES):
-    """The same of any two towers."""
+    """Returns RR@10 of each query for the tables of two towers."""
     import numpy as np
 
     def encode(text, table):
@@ -67,7 +67,7 @@ def encoder():
 
 
 def write_texts(root, passages=PASSAGES, queries=QUERIES, qrels=QRELS):
-    """A BEIR folder."""
+    """Writes a BEIR folder and returns it."""
     (root / "qrels").mkdir(parents=True)
     for name, texts in {"corpus": passages, "queries": queries}.items():
         lines = [json.dumps({"_id": id_, "text": text}) for id_, text in texts.items()]
@@ -80,7 +80,7 @@ def write_texts(root, passages=PASSAGES, queries=QUERIES, qrels=QRELS):
 
 
 def write_tokenizer(root):
-    """A folder that AutoTokenizer loads: one id a word."""
+    """Writes a tokenizer folder with one id for each word, and returns it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -95,7 +95,7 @@ def write_tokenizer(root):
 
 
 def save(directory, steps, *, devices=1, seconds=0.0, complete=True, committed=None):
-    """What the trainer does; also called in-process by tests that need no trainer."""
+    """Saves checkpoints as the trainer does."""
     import jax
     import numpy as np
     import optax

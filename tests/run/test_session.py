@@ -80,6 +80,15 @@ def test_a_step_that_is_saved_again_is_another_checkpoint(place):
     assert place.query("SELECT count(DISTINCT commit_ns) FROM validation") == [(2,)]
 
 
+def test_later_pins_hold_only_the_items_that_are_read(place):
+    """A CheckpointManager saves the state as the item `default`."""
+    world.save(place.checkpoints, [3])
+    queue = place.queue()
+    assert place.run(queue) == 0
+    place.check(3)
+    assert set(queue.items) == {"default"}
+
+
 def test_relative_paths(place, monkeypatch):
     monkeypatch.chdir(place.root)
     place.put(3)
@@ -351,12 +360,14 @@ def test_steps_that_were_saved_and_deleted_between_runs_are_recorded(place):
 
 
 def test_a_gap_within_a_run_is_not_recorded(place):
-    place.put(10, 20, 30, 60)
+    place.put(10, 20, 30)
+    assert place.run() == 0
+    place.put(40, 70)
     queue = place.queue()
     last = queue.queue.pop()
     queue.arrivals = [lambda: [last]]
     assert place.run(queue) == 0
-    place.check(10, 20, 30, 60)
+    place.check(10, 20, 30, 40, 70)
     assert place.failures() == {}
 
 
