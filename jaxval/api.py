@@ -77,10 +77,11 @@ def validate(
         )
         checkpoint, restored = _restored(params, prepared.plan)
         series = {prepared.plan.sets[0].series}
-        (outcome,) = validate_sets(
-            checkpoint, restored, prepared.plan, series, progress or _no_progress
+        label = f"step {checkpoint.step}" if checkpoint else "parameters"
+        (result,) = validate_sets(
+            label, restored, prepared.plan, series, progress or _no_progress
         )
-    return _result(outcome)
+    return _result(result, checkpoint)
 
 
 def load_params(
@@ -178,44 +179,38 @@ def _token_dir(evaluation: Evaluation) -> Iterator[Evaluation]:
         yield dataclasses.replace(evaluation, texts=texts)
 
 
-def _restored(params: Params, plan: EvalPlan) -> tuple[Checkpoint, Restored]:
+def _restored(params: Params, plan: EvalPlan) -> tuple[Checkpoint | None, Restored]:
     if isinstance(params, (str, os.PathLike)):
         return _read(os.fspath(params), plan.abstract_params, plan.params_paths, plan.base)
-    return _IN_MEMORY, restoring.fitted(params, plan.abstract_params)
+    return None, restoring.fitted(params, plan.abstract_params)
 
 
 def _read(
     path: str, abstract_params: Params, paths: ParamsPaths, base: Base | None
-) -> tuple[Checkpoint, Restored]:
+) -> tuple[Checkpoint | None, Restored]:
     local = "://" not in path
     root = epath.Path(Path(path).expanduser().absolute() if local else path)
     checkpoint = read_commit(root)
     if checkpoint is None:
-        return _IN_MEMORY, read_base(path, abstract_params)
+        return None, read_base(path, abstract_params)
     return checkpoint, restoring.restore(checkpoint, abstract_params, paths, base)
 
 
-_IN_MEMORY = Checkpoint(step=-1, name="", commit_ns=0, path=Path())
-
-
-def _result(outcome: SetResult) -> Result:
-    validation = outcome.validation
-    checkpoint = validation.checkpoint
-    known = checkpoint is not _IN_MEMORY
+def _result(result: SetResult, checkpoint: Checkpoint | None) -> Result:
     return Result(
-        dataset=validation.dataset,
-        measures=validation.measures,
-        intervals=compare(validation.per_query, None).intervals,
-        step=checkpoint.step if known else None,
-        checkpoint=str(checkpoint.path) if known else "",
-        commit_ns=checkpoint.commit_ns,
-        params_at=validation.params_at,
-        passages=validation.passages,
-        queries=validation.queries,
-        seconds=validation.seconds,
-        series=validation.series,
-        query_ids=outcome.judged.query_ids,
-        per_query=validation.per_query,
+        dataset=result.eval_set.name,
+        measures=result.measures,
+        intervals=compare(result.per_query, None).intervals,
+        step=checkpoint.step if checkpoint else None,
+        checkpoint=str(checkpoint.path) if checkpoint else "",
+        commit_ns=checkpoint.commit_ns if checkpoint else 0,
+        params_at=result.params_at,
+        passages=result.corpus.count,
+        queries=len(result.eval_set.query_ids),
+        seconds=result.seconds,
+        series=result.eval_set.series,
+        query_ids=result.eval_set.query_ids,
+        per_query=result.per_query,
     )
 
 
