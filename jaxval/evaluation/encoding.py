@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxval.canonical import digest
 from jaxval.checkpoints import restore
 from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import Restored
@@ -123,18 +123,6 @@ def read_encoding(settings: Evaluation) -> Encoding:
         identity=source.identity | _params_identity(model, base),
         folder=source.folder,
     )
-
-
-def ranking_settings(settings: Evaluation, encoding: Encoding) -> dict[str, Any]:
-    """What of a series' settings decides, with the texts, how a checkpoint ranks passages."""
-    return {
-        "tokenizer": encoding.tokenizer.digest,
-        "passages": asdict(encoding.passages),
-        "query texts": asdict(encoding.queries),
-        "encoder": encoding.identity,
-        "similarity": settings.search.similarity,
-        "index_dtype": settings.search.index_dtype,
-    }
 
 
 def param_specs(encoder: Encoder, model: Model) -> Params:
@@ -283,8 +271,3 @@ def _params_identity(model: Model, base: Base | None) -> dict[str, Any]:
             content.update(np.asarray(leaf).tobytes())
         identity |= {"base_params": content.hexdigest()[:16], "lora_alpha": base.alpha}
     return identity
-
-
-def digest(value: Any) -> str:
-    """Of what JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxval.canonical import digest
 from jaxval.config import Evaluation, Search
 from jaxval.corpus import readers, token_store
 from jaxval.corpus.datasets import QuerySet, none_judged
 from jaxval.corpus.runs import Candidates, of_another_corpus, read_run
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UserError
-from jaxval.evaluation.encoding import Encoding, digest, ranking_settings
+from jaxval.evaluation.encoding import Encoding
 from jaxval.evaluation.plan import EvalSet
+from jaxval.evaluation.series import series_settings
 from jaxval.metrics.ranks import Judgments
 from jaxval.records import DatasetFiles, Progress, Text
 
@@ -73,16 +75,7 @@ def prepare_set(
             files.corpus if named is None else f"{settings.search.rerank} and {files.corpus}"
         )
         raise none_judged(files, where)
-    identity: dict[str, Any] = {
-        "dataset": files.name,
-        "corpus": origin,
-        "queries": queries.digest,
-        **ranking_settings(settings, encoding),
-        "depth": settings.search.depth,
-        "measures": sorted(map(str, measures)),
-    }
-    if named is not None:
-        identity["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
+    identity = series_settings(settings, encoding, measures, queries, origin, named)
     query_ids = tuple(text.id for text in queries.texts)
     eval_set = EvalSet(
         name=files.name,
