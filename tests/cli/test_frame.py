@@ -155,7 +155,7 @@ def given(beir, tmp_path):
         ({"pin_dir": "{checkpoint_dir}/pins"}, "lies in the trainer's directory"),
         ({"devices": "gpu;1"}, "--devices=gpu;1: write cpu, tpu, gpu"),
         ({"measures": "RR@10,foo"}, "--measures: 'foo' is no measure"),
-        ({"measures": "R@10,P(rel=2)@500"}, "P(rel=2)@500 looks at 500 hits and --depth=100"),
+        ({"measures": "R@10,P(rel=2)@500"}, "P(rel=2)@500 needs 500 hits and --depth=100"),
         ({"measures": ","}, "--measures is empty"),
         ({"passage_template": "{title}"}, "--passage_template='{title}': no {text}"),
         ({"encoder": "not.there:at_all"}, "--encoder=not.there:at_all"),

@@ -158,8 +158,8 @@ def test_the_manifest_of_the_sample_names_the_whole(place, tmp_path):
     corpus.write_text(corpus.read_text() + '{"_id": "new", "text": "red"}\n')
     said = refused(place, place.dev)
     assert said == (
-        f"jaxval: --confirm: by its manifest small ({tmp_path / 'drawn'}) was drawn from"
-        f" another corpus than {corpus} is now: sample that anew"
+        f"jaxval: --confirm: the manifest of small ({tmp_path / 'drawn'}) names another corpus"
+        f" than {corpus}: draw a new sample from it"
     )
 
 
@@ -188,5 +188,5 @@ def test_it_says_what_it_needs(place):
     assert "needs two --dataset: first the sample" in refused(place)
     first, second = place.dev.partition("=")[2], f"--dataset={place.flags['dataset']}"
     said = refused(place, second, dataset=first)
-    assert "dev has 25 passages and small 12: name the sample by the first" in said
-    assert "write --select_by=dev:RR@10" in refused(place, place.dev, select_by="small:RR@10")
+    assert "dev has 25 passages and small 12: name the sample in the first" in said
+    assert "set --select_by=dev:RR@10" in refused(place, place.dev, select_by="small:RR@10")

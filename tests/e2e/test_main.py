@@ -313,6 +313,6 @@ def test_documents_that_only_the_qrels_know_are_counted_and_said(run):
     world.save(run.checkpoints, [3])
     status, _, err = run.finish(dataset=f"tiny:{texts}", measures="R@100")
     assert status == 0
-    assert "of 3 judged documents 2 are not in the corpus" in err
-    assert "beside 1 judged queries, 3 have no judgement" in err
+    assert "2 of 3 judged documents are not in the corpus" in err
+    assert "3 queries have no judgment and are left out; 1 are judged" in err
     assert run.lines()[0]["measures"]["R@100"] == pytest.approx(1 / 3)

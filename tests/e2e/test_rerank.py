@@ -56,8 +56,8 @@ def test_only_its_own_candidates_are_scored_for_a_query(run):
     world.save(run.checkpoints, [3, 4, 5])
     status, out, err = run.finish(write_run="msmarco", keep_best=1)
     assert status == 0, err
-    assert "of 4 judged queries 1 are not in" in err
-    assert f"of {len(BY_DOCUMENT) + 1} candidates 1 are not in the corpus" in err
+    assert "1 of 4 judged queries are not in" in err
+    assert f"1 of {len(BY_DOCUMENT) + 1} candidates are not in the corpus" in err
     assert "are not candidates; they count as never found" in err
     lines = {line["step"]: line for line in run.lines()}
     assert [line["passages"] for line in lines.values()] == [len(BY_DOCUMENT)] * len(lines)

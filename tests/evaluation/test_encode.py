@@ -239,7 +239,7 @@ def test_padded_rows_may_be_nan(store, silent):
 def test_a_vector_that_is_not_finite(store, silent, poison):
     vectors = table()
     vectors[11] = poison
-    with pytest.raises(NonFiniteError, match="NaN or infinity.* or is it the encoder's own"):
+    with pytest.raises(NonFiniteError, match="NaN or infinity.* and its own code"):
         encoded(store([(4, 5), (6, 11), (7,)]), silent(), vectors=vectors)
 
 

@@ -53,15 +53,17 @@ def changed(config, **texts):
 def test_prompts_of_the_folder_are_the_prefixes_and_said(config, silent, caplog):
     with caplog.at_level(logging.INFO):
         assert prefixes(config, silent) == ("query: ", "passage: ")
-    assert "before each query stands 'query: ', as `model` says" in caplog.text
+    assert "query prefix: 'query: ' (from `model`)" in caplog.text
 
 
 def test_flags_have_the_last_word_even_empty_ones(config, silent, caplog):
     with caplog.at_level(logging.INFO):
         found = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
     assert found == ("ask: ", "")
-    assert "before each query stands 'ask: ', as `query_prefix` says" in caplog.text
-    assert "before each passage stands nothing; `model` says 'passage: '" in caplog.text
+    assert "query prefix: 'ask: ' (from `query_prefix`)" in caplog.text
+    assert (
+        "passage prefix: none (from `passage_prefix`); `model` has 'passage: '" in caplog.text
+    )
 
 
 def test_a_folder_without_prompts_has_empty_prefixes(config, silent, model):

@@ -198,6 +198,6 @@ def test_no_measure_at_all():
 
 def test_a_measure_looks_no_deeper_than_the_hits():
     message = refused("R@101", depth=100)
-    assert "R@101 looks at 101 hits and `depth=100`" in message
+    assert "R@101 needs 101 hits and `depth=100`" in message
     assert "`depth=101` or more" in message
     assert [str(measure) for measure in measures.parse(["R@100", "AP"], 100)] == ["R@100", "AP"]
