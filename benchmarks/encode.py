@@ -58,7 +58,7 @@ class Ours:
         start = time.perf_counter()
         rows = [Text(str(row), text) for row, text in enumerate(texts)]
         self.store = open_or_build(
-            tokens, rows, "texts", made, recipe, places=lambda _: [], bar=Silent
+            tokens, rows, "texts", made, recipe, find_lines=lambda _: [], bar=Silent
         )
         self.tokenizing = time.perf_counter() - start
 

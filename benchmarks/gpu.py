@@ -300,7 +300,7 @@ def store(root: Path, texts: Sequence[str], model: Path) -> Any:
         f"{len(texts)}",
         tokenizer.load(str(model)),
         Recipe("{text}", "", 256),
-        places=lambda _: [],
+        find_lines=lambda _: [],
         bar=Silent,
     )
 

@@ -104,7 +104,7 @@ def stored(root: Path, count: int, seed: int) -> Any:
         f"{count} texts of {seed}",
         tokenizer(),
         recipe,
-        places=lambda _: [],
+        find_lines=lambda _: [],
         bar=Silent,
     )
 

@@ -1,20 +1,122 @@
-"""Folders that are built under another name, `….partial`, and renamed when they are whole."""
+"""Writes files and folders as a whole: under a temporary name, synced to disk, then renamed.
+
+A reader finds the old content or the new content, never a part of it. If a write fails, for
+example on a full disk, the old content stays and the temporary file is removed. A killed
+process leaves its temporary file or folder behind; `sweep` removes it a day later.
+
+This module needs the standard library alone, because trainers import `jaxval.signals`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import shutil
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 _ABANDONED = 24 * 3600.0  # seconds
 
 
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Creates a file, or replaces it, as a whole.
+
+    Args:
+      path: the file. Its folder exists.
+
+    Yields:
+      The temporary file, which the block writes. It takes the place of `path` when the block
+      ends without an error.
+
+    Raises:
+      OSError: the file cannot be written; the old file is unchanged.
+    """
+    sweep(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
+    partial = _partial(path)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def make_partial(path: Path) -> Path:
+    """Creates an empty folder beside `path`, in which its content is built.
+
+    The caller removes the folder if the build fails, and calls `publish_folder` otherwise.
+
+    Raises:
+      OSError: the folder cannot be created.
+    """
+    partial = _partial(path)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def publish_folder(partial: Path, path: Path, taken: Callable[[], bool]) -> None:
+    """Renames a complete folder to its final name, after its files are on disk.
+
+    Args:
+      partial: the folder that `make_partial` created.
+      path: the final name. Nothing is there, or an empty folder.
+      taken: called if `path` holds something by now; whether it is the same content, which
+        another process has published first. `partial` then stays where it is.
+
+    Raises:
+      OSError: the folder cannot be synced or renamed.
+    """
+    for inner in partial.rglob("*"):
+        (_sync_folder if inner.is_dir() else _sync)(inner)
+    _sync_folder(partial)
+    try:
+        partial.rename(path)
+    except OSError:
+        if not taken():
+            raise
+    _sync_folder(path.parent)
+
+
 def sweep(partials: Iterable[Path]) -> None:
-    """Removes what builds that were killed have left: nothing in it grew for a day."""
+    """Removes the temporary files and folders of killed processes.
+
+    Args:
+      partials: candidates. Those in which something has changed within a day are kept,
+        because their process may still be writing.
+    """
     for partial in partials:
-        with contextlib.suppress(FileNotFoundError):  # its builder may be at work
-            newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed by its process
+            newest = max(path.lstat().st_mtime for path in (partial, *partial.rglob("*")))
             if newest < time.time() - _ABANDONED:
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove(partial)
+
+
+def _partial(path: Path) -> Path:
+    """Returns a temporary name beside `path`, unique among processes and machines."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """Syncs the names in a folder, on file systems that support it."""
+    with contextlib.suppress(OSError):
+        _sync(path)

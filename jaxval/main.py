@@ -1,53 +1,59 @@
-"""Validates every Orbax checkpoint of a dense retriever, as its training commits it.
-
-python -m jaxval.main --flagfile=val.flags
-"""
+"""The command `jaxval`: validates every checkpoint of a training."""
 
 from __future__ import annotations
 
+import functools
+from typing import NoReturn
+
 from jaxval.checkpoints.watcher import Watcher
-from jaxval.cli import devices, flags, frame
-from jaxval.config import Config, Watching
+from jaxval.cli import apps, devices, frame, settings
+from jaxval.cli.app import Values
+from jaxval.config import Config
 from jaxval.results import lock
 
 
-def main() -> int:
-    """Flags -> Config -> the loop."""
-    config = flags.config()
-    devices.apply(flags.devices(), config.output.directory / "compiled")
-    if flags.check():
-        return _check(config)
-    with lock.hold(config.output.directory):
-        # Before JAX is imported: in those seconds a trainer may delete a checkpoint.
-        watcher = _watcher(config.watching)
-        watcher.start()
-        try:
-            from jaxval.run import session
-
-            return session.run(config, watcher, lambda: devices.open_devices(flags.devices()))
-        finally:
-            watcher.stop()
+def main(flags: Values) -> int:
+    """Validates, or reports with --check what a validation would do."""
+    config = settings.config(flags)
+    devices.apply(flags.devices, config.output.directory / "compiled")
+    open_devices = functools.partial(devices.open_devices, flags.devices)
+    return (_check if flags.check else _validate)(config, open_devices)
 
 
-def _check(config: Config) -> int:
-    """Takes no lock and pins nothing, so that it can run beside another."""
-    from jaxval.check import check_report, checker
-    from jaxval.results.console import progress
-
-    found = checker.run(config, lambda: devices.open_devices(flags.devices()), progress)
-    print(*map(frame.as_flags, check_report.lines(found)), sep="\n", flush=True)
-    return found.status
-
-
-def _watcher(watching: Watching) -> Watcher:
-    return Watcher(
+def _validate(config: Config, open_devices: devices.Opener) -> int:
+    watching = config.watching
+    watcher = Watcher(
         watching.checkpoint_dir,
         watching.pin_dir,
         interval=watching.poll_interval,
         limit=watching.pin_limit,
         newest_first=watching.order != "all",
     )
+    with lock.hold(config.output.directory):
+        watcher.start()  # now: in the seconds that JAX's import takes a trainer may delete one
+        try:
+            from jaxval.results.trackers import default_trackers
+            from jaxval.run import session
+
+            return session.run(config, watcher, open_devices, default_trackers)
+        finally:
+            watcher.stop()
+
+
+def _check(config: Config, open_devices: devices.Opener) -> int:
+    """Takes no lock and pins nothing, so that it can run beside a validation."""
+    from jaxval.check import check_report, checker
+    from jaxval.results.console import progress
+
+    report = checker.run(config, open_devices, progress)
+    print(*check_report.lines(report), sep="\n", flush=True)
+    return report.status
+
+
+def app() -> NoReturn:
+    """Runs the command."""
+    frame.run(main, apps.VALIDATE)
 
 
 if __name__ == "__main__":
-    frame.run(main, flags.TOPICS, __doc__ or "")
+    app()

@@ -1,12 +1,12 @@
-"""The contracts: what one stage hands to the next. Frozen, and free of behaviour.
+"""Contracts between the stages: frozen records and protocols.
 
-Arrays are named with their shapes in the docstrings. Rows are positions in document
-order; ids are strings and appear only at the edges (readers and run files).
+Docstrings give the shapes of arrays in brackets. A row is the position of a passage in its
+corpus, or of a query in its set. Ids are strings and appear in readers and run files only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,24 +16,27 @@ if TYPE_CHECKING:
     import numpy as np
 
 Params = Any
-"""A tree (nested dictionaries) of arrays, or of jax.ShapeDtypeStruct."""
+"""A tree (nested dictionaries) of arrays or of `jax.ShapeDtypeStruct`."""
 
 Qrels = Mapping[str, Mapping[str, int]]
-"""query id -> document id -> grade."""
+"""Query id -> document id -> relevance grade."""
 
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A committed checkpoint. Its identity is (name, commit_ns): a step that is saved
-    again is another checkpoint.
+    """A committed checkpoint.
+
+    Its identity is (name, commit_ns): a step that is saved again is another checkpoint.
 
     Attributes:
-      step: training step, read from the directory's name.
-      name: the directory's name, e.g. `1200` or `checkpoint_1200`.
-      commit_ns: when it was committed, in nanoseconds since the epoch.
-      path: where the trainer wrote it.
-      pin: where hard links keep it readable when the trainer has deleted it, if anywhere.
-      stamped: whether it says itself when it was committed; else commit_ns is a file's.
+      step: Training step, read from the directory's name.
+      name: Name of the directory, e.g. `1200` or `checkpoint_1200`.
+      commit_ns: Time of its commit, in nanoseconds since the epoch.
+      path: Where the trainer wrote it.
+      pin: Where hard links keep it readable after the trainer has deleted it. None if it is
+        not pinned.
+      stamped: Whether commit_ns comes from the checkpoint's metadata. Otherwise it is the
+        modification time of a file.
     """
 
     step: int
@@ -45,18 +48,23 @@ class Checkpoint:
 
     @property
     def readable(self) -> Path:
-        """Where to read it."""
+        """The path to read it from."""
         return self.pin or self.path
 
     @property
     def identity(self) -> tuple[str, int]:
-        """What makes it this checkpoint and no other."""
+        """Name and time of commit, which identify it."""
         return self.name, self.commit_ns
 
 
 @dataclass(frozen=True)
 class PinLimit:
-    """How many checkpoints, and bytes of them, may be pinned at once; None for no limit."""
+    """Limits on the checkpoints that are pinned at the same time.
+
+    Attributes:
+      count: Maximum number of checkpoints, or None for no limit.
+      bytes: Maximum size of all of them, or None for no limit.
+    """
 
     count: int | None = None
     bytes: int | None = None
@@ -64,11 +72,15 @@ class PinLimit:
 
 @dataclass(frozen=True)
 class ParamsPaths:
-    """Which subtrees of a checkpoint to take, e.g. `default/ema_params`; None finds them.
+    """Paths of the subtrees of a checkpoint that hold the parameters.
+
+    An example is `default/ema_params`. If no path is set, the subtrees are found by their
+    structure.
 
     Attributes:
-      tree: the one that holds the encoder's parameters, or that of each of its towers.
-      query, passage: those of the two towers; both or neither.
+      tree: Path of the encoder's parameters, or of a subtree that holds both towers.
+      query: Path of the query tower's parameters. Set together with `passage`.
+      passage: Path of the passage tower's parameters.
     """
 
     tree: str | None = None
@@ -78,13 +90,12 @@ class ParamsPaths:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A passage or a query as a file holds it.
+    """A passage or query, as read from a file.
 
     Attributes:
-      id: unique within its collection.
-      text: the text, or token ids if the file was tokenized beforehand (without
-        special tokens).
-      title: empty where there is none.
+      id: Id, unique within its collection.
+      text: The text, or token ids without special tokens if the file is tokenized already.
+      title: Title, or an empty string.
     """
 
     id: str
@@ -93,32 +104,44 @@ class Text:
 
 
 class Bar(Protocol):
-    """The progress of one piece of work; leave it as a context when the work is done."""
+    """A progress bar, used as a context manager."""
 
     def __enter__(self) -> Bar:
         """Shows the bar."""
         ...
 
     def __exit__(self, *_: object) -> None:
-        """Takes it away."""
+        """Removes the bar."""
         ...
 
     def update(self, n: int) -> object:
-        """Says that n more units are done."""
+        """Adds n units to those that are done."""
         ...
 
 
 class Progress(Protocol):
-    """Makes a Bar: what the work is, and how many units it has (None if unknown)."""
+    """Makes progress bars."""
 
     def __call__(self, label: str, total: int | None) -> Bar:
-        """A bar that is not shown yet."""
+        """Returns a bar that is not shown yet.
+
+        Args:
+          label: What is being done.
+          total: Number of units of work, or None if unknown.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """Where a validation set lies. Each path exists; corpus may be a folder of shards."""
+    """Files of a validation set. Each path exists.
+
+    Attributes:
+      name: Name of the set.
+      corpus: File of passages, or a folder of such files.
+      queries: File of queries.
+      qrels: File of relevance judgements.
+    """
 
     name: str
     corpus: Path
@@ -127,45 +150,50 @@ class DatasetFiles:
 
 
 class Encoder(Protocol):
-    """Two pure functions over one parameter tree. Any code base can offer one.
+    """An encoder: two pure functions over one parameter tree, which JAX traces.
 
-    Shapes: ids [batch, length] int32, mask [batch, length] bool (False on padding),
-    result [batch, dim], floating. Both are traced by jax.pmap, so they must be pure.
+    Shapes: ids [batch, length] int32; mask [batch, length] bool, False for padding; result
+    [batch, dim], floating.
     """
 
     def encode_queries(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Vectors of queries, [batch, dim]."""
+        """Returns the vectors of queries, [batch, dim]."""
         ...
 
     def encode_passages(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Vectors of passages, [batch, dim]."""
+        """Returns the vectors of passages, [batch, dim]."""
         ...
 
     def abstract_params(self) -> Params:
-        """The tree that the functions expect, each leaf a jax.ShapeDtypeStruct."""
+        """Returns the expected parameter tree, with `jax.ShapeDtypeStruct` leaves."""
         ...
 
 
 class Searcher(Protocol):
-    """Exact search over vectors that come in chunks and are not kept."""
+    """Exact search over vectors that arrive in chunks and are not kept."""
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Searches a chunk: vectors [n, dim] float32, rows [n] int64."""
+        """Searches a chunk.
+
+        Args:
+          vectors: Vectors of passages, [n, dim] float32.
+          rows: Their rows in the corpus, [n] int64.
+        """
         ...
 
     def hits(self) -> Hits:
-        """The best of all chunks so far."""
+        """Returns the best passages of all chunks so far."""
         ...
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The best passages of each query, best first; ties stand in document order.
+    """The best passages of each query, the best first. Equal scores are in corpus order.
 
     Attributes:
-      scores: [queries, depth] float32; -inf beyond a query's last hit.
-      rows: [queries, depth] int64; -1 beyond a query's last hit. Only where each query has
-        candidates of its own may one have fewer hits than another.
+      scores: [queries, depth] float32; -inf after a query's last hit.
+      rows: Rows in the corpus, [queries, depth] int64; -1 after a query's last hit. The number
+        of hits differs between queries only in re-ranking.
     """
 
     scores: np.ndarray
@@ -173,17 +201,20 @@ class Hits:
 
     @property
     def counts(self) -> np.ndarray:
-        """[queries]: how many hits each has; they stand first."""
+        """Number of hits of each query, [queries]."""
         counts: np.ndarray = (self.rows >= 0).sum(1)
         return counts
 
 
 @dataclass(frozen=True)
 class SelectBy:
-    """What decides which checkpoint is best: a measure on one set, in its series.
+    """What decides which checkpoint is best: a measure on one validation set.
 
-    All that compares checkpoints does it by `worth`, so that a measure's direction counts
-    in one place.
+    Attributes:
+      dataset: Name of the set.
+      series: Digest of the set's series.
+      measure: Name of the measure.
+      lower_is_better: Whether lower values of the measure are better.
     """
 
     dataset: str
@@ -192,19 +223,19 @@ class SelectBy:
     lower_is_better: bool = False
 
     def worth(self, validation: Validation) -> float:
-        """The measure's mean, so signed that the better of two has the greater worth."""
+        """Returns the mean of the measure, negated if lower values are better."""
         value = validation.measures[self.measure]
         return -value if self.lower_is_better else value
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How sure a validation's means are, and how they compare.
+    """Uncertainty of a validation's means, and their comparison with the best before it.
 
     Attributes:
-      intervals: measure -> 95% interval of its mean, by bootstrap over the queries.
-      against: the step that was best in the series until then; None for the first.
-      p_values: measure -> of a paired randomization test against that step.
+      intervals: Measure -> 95% bootstrap interval of its mean over the queries.
+      against: Step that was the best of the series before, or None for the first validation.
+      p_values: Measure -> p-value of a paired randomization test against that step.
     """
 
     intervals: Mapping[str, tuple[float, float]]
@@ -213,19 +244,21 @@ class Standing:
 
 
 SCREENED = "screened"
-"""The reason of a Failure that is none: `confirm` found it not worth the whole corpus."""
+"""Reason of a Failure for a checkpoint that `confirm` did not evaluate on the whole corpus,
+because it is significantly worse than the best on the sample."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A checkpoint that has no value in a series, and why. A row of the ledger too.
+    """A checkpoint without a result in a series: a row of the ledger's failure table.
 
     Attributes:
-      checkpoint: which one; commit_ns is 0 for one that nobody saw.
-      series: in which it has none.
-      reason: one of errors' reasons, or `skipped` (`order=latest` went past it), SCREENED,
-        or `unseen` (by the steps around it, it came and went while no jaxval ran).
-      message: what a person should know.
+      checkpoint: The checkpoint. commit_ns is 0 for reason `unseen`.
+      series: Digest of the series.
+      reason: The `reason` of an error, or `skipped` (a newer one was waiting,
+        `order=latest`), SCREENED, or `unseen` (the steps around it show that it was saved and
+        deleted while no jaxval was running).
+      message: Explanation for the user.
     """
 
     checkpoint: Checkpoint
@@ -236,19 +269,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class Validation:
-    """What one checkpoint scored on one validation set: what a row of the ledger holds.
+    """The result of one checkpoint on one validation set: a row of the ledger.
 
     Attributes:
-      checkpoint: which one.
-      dataset: the set's name.
-      series: digest of the data and the settings; values compare only within a series.
-      params_at: where in the checkpoint the parameters stood.
-      passages: how many were encoded.
-      queries: how many were judged.
-      per_query: measure name -> [queries] float64, in the order of the set's queries.
-      seconds: stage -> wall-clock seconds: restore, queries, passages, search, measures.
-        Of a search only those that encoding did not hide.
-      standing: None until it is compared.
+      checkpoint: The checkpoint.
+      dataset: Name of the set.
+      series: Digest of the data and the settings. Only values of one series are comparable.
+      params_at: Path of the parameters in the checkpoint.
+      passages: Number of encoded passages.
+      queries: Number of judged queries.
+      per_query: Measure -> its values, [queries] float64, in the order of the set's queries.
+      seconds: Stage -> its time in seconds. The stages are restore, queries, passages, search
+        and measures; of the search only the time that does not overlap with encoding.
+      standing: Its comparison with the best before it, or None if not yet compared.
     """
 
     checkpoint: Checkpoint
@@ -263,22 +296,22 @@ class Validation:
 
     @property
     def measures(self) -> dict[str, float]:
-        """Means over the queries."""
+        """Measure -> mean over the queries."""
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
     @property
     def rate(self) -> float:
-        """Passages encoded a second."""
+        """Passages encoded per second."""
         return self.passages / max(self.seconds["passages"], 1e-9)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A validation and its place among those of its series.
+    """A validation and how it ranks among those of its series before it.
 
     Attributes:
       validation: The validation.
-      best_before: The best of its series before it, or None if it is the first.
+      best_before: Best validation of its series before it, or None if it is the first.
       is_best: Whether it is better than all before it.
     """
 
@@ -287,21 +320,99 @@ class Ranked:
     is_best: bool
 
 
-class Tracker(Protocol):
-    """Shows or mirrors what the ledger holds. It never decides anything."""
+@dataclass(frozen=True)
+class TrackedRun:
+    """What trackers may need to know of a run.
 
-    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
-        """Called once, with all that the ledger holds, so that a mirror can be made whole."""
+    Attributes:
+      directory: The output directory.
+      datasets: Digest of each series of the run -> name of its validation set, in the order
+        in which the sets are evaluated.
+      measures: Names of the measures.
+      select_by: What decides which checkpoint is best.
+      sample: What decides it on the sample that screens checkpoints, or None without
+        screening.
+      patience: Number of validations without a significant gain after which the trainer is
+        told to stop, or None to never tell it.
+    """
+
+    directory: Path
+    datasets: Mapping[str, str]
+    measures: tuple[str, ...]
+    select_by: SelectBy
+    sample: SelectBy | None = None
+    patience: int | None = None
+
+
+class Tracker(Protocol):
+    """Shows or mirrors what the ledger holds.
+
+    A tracker makes no decisions that affect the run.
+    """
+
+    def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
+        """Starts from the ledger. Called once, before `record` and `fail`.
+
+        Args:
+          past: Every validation in the ledger, in the order of their commits, also those of
+            series that do not belong to this run.
+          failures: Every failure in the ledger.
+        """
         ...
 
-    def record(self, validation: Validation) -> None:
-        """Called after each validation's row is committed."""
+    def record(self, ranked: Ranked) -> None:
+        """Records a validation. Called after its row is committed."""
         ...
 
     def fail(self, failure: Failure) -> None:
-        """Called after each failure's row is committed."""
+        """Records a failure. Called after its row is committed."""
         ...
 
     def end(self) -> None:
-        """Called once, however the run ends."""
+        """Ends. Called once, however the run ends."""
+        ...
+
+
+class Source(Protocol):
+    """Where a session takes its checkpoints from: a queue that a watcher fills."""
+
+    def waiting(self) -> list[Checkpoint]:
+        """Returns the queued checkpoints, the next one first."""
+        ...
+
+    def next(self, timeout: float) -> Checkpoint | None:
+        """Returns the next checkpoint without removing it from the queue.
+
+        Args:
+          timeout: Maximum time to wait for one, in seconds.
+
+        Returns:
+          The checkpoint, or None if the queue is still empty.
+        """
+        ...
+
+    def done(self, checkpoint: Checkpoint) -> None:
+        """Removes a checkpoint from the queue and releases its pin."""
+        ...
+
+    def set_aside(self, checkpoint: Checkpoint) -> None:
+        """Removes a checkpoint from the queue and keeps its pin."""
+        ...
+
+    def need(self, items: Collection[str]) -> None:
+        """Restricts later pins to these items of a checkpoint."""
+        ...
+
+    def why_unpinned(self, checkpoint: Checkpoint) -> str:
+        """Returns why a checkpoint is not pinned, or an empty string if it is."""
+        ...
+
+    @property
+    def left_behind(self) -> Sequence[Checkpoint]:
+        """Checkpoints that an earlier run pinned and did not validate."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the queue is empty and the trainer will write no more checkpoints."""
         ...

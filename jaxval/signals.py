@@ -1,4 +1,4 @@
-"""What a trainer hears from jaxval: the best step, and whether to stop. Standard library alone.
+"""Tells a trainer which checkpoint is best, and when to stop.
 
     signals = Signals("runs/val")
     options = CheckpointManagerOptions(preservation_policy=signals.preservation_policy())
@@ -6,7 +6,8 @@
     if signals.should_stop():
         break
 
-jaxval tells it in one file, OUTPUT_DIR/signals.json, which is replaced as a whole.
+jaxval writes one file, OUTPUT_DIR/signals.json, and replaces it as a whole after each
+validation. This module needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from jaxval.atomic import replace_file
 
 _LOG = logging.getLogger(__name__)
 _NAME = "signals.json"
@@ -29,7 +31,13 @@ Folder = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far: its step, its value, and the path it was saved at."""
+    """The best checkpoint so far.
+
+    Attributes:
+      step: its training step.
+      value: its mean of the measure that decides.
+      checkpoint: the path at which the trainer saved it.
+    """
 
     step: int
     value: float
@@ -38,17 +46,16 @@ class Best:
 
 @dataclass(frozen=True)
 class State:
-    """What jaxval knows. `State()` is no news.
+    """The content of signals.json. `State()` stands for a missing file.
 
     Attributes:
       select_by: the measure that decides, as SET:MEASURE.
-      best: the best so far, if anything was validated.
-      values: step -> its value of select_by, of every validated step.
-      failed: steps that will never be validated: lost, corrupt, skipped or screened
-        out.
+      best: the best checkpoint so far; None if none was validated.
+      values: step -> value of select_by, for all validated steps.
+      failed: steps that will not be validated: lost, corrupt, skipped or screened out.
       stop: whether training should stop.
-      reason: why, for people.
-      lower_is_better: whether the least of the values is the best.
+      reason: why it should stop, for people; empty if it should not.
+      lower_is_better: whether lower values are better.
     """
 
     select_by: str = ""
@@ -61,47 +68,51 @@ class State:
 
 
 def write(output_dir: Folder, state: State) -> None:
-    """Replaces the file; a reader sees the old one or the new one, whole.
+    """Replaces signals.json as a whole: a reader finds the old state or the new one.
+
+    Args:
+      output_dir: jaxval's `output_dir`. It exists.
+      state: what to write.
 
     Raises:
-      OSError: it could not be written (a full disk); the old one stands as it was.
+      OSError: the file cannot be written, for example on a full disk. The old file stays.
     """
-    temporary = Path(output_dir, f".{_NAME}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(_told(state), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(Path(output_dir, _NAME))
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_file(Path(output_dir, _NAME)) as partial:
+        partial.write_text(json.dumps(_to_json(state), indent=1), encoding="utf-8")
 
 
 def read(output_dir: Folder) -> State:
-    """What the file says; no news if there is none.
+    """Reads signals.json.
+
+    Args:
+      output_dir: jaxval's `output_dir`.
+
+    Returns:
+      The state; `State()` if there is no file.
 
     Raises:
-      ValueError: it is there and is not what `write` writes.
+      ValueError: the file is there, but `write` of this version did not write it.
     """
     path = Path(output_dir, _NAME)
     try:
-        return _heard(json.loads(path.read_bytes()))
+        return _from_json(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return State()
-    except Exception as e:  # whatever it holds instead
+    except Exception as error:  # the file may hold anything
         raise ValueError(
-            f"{path} is not a file of signals that this jaxval can read ({e!r}): check that"
-            f" {output_dir} is jaxval's `output_dir`, and that both sides run the same version"
-            " of jaxval; jaxval writes the file anew after each validation"
-        ) from e
+            f"{path} is not a signals file that this jaxval can read ({error!r}): check that"
+            f" {output_dir} is jaxval's `output_dir`, and that trainer and validation run the"
+            " same version of jaxval; jaxval replaces the file after each validation"
+        ) from error
 
 
 class Signals:
-    """The trainer's ear. It may be asked at every step: the file is read when it changed.
+    """Reads what jaxval tells the trainer.
 
-    It never breaks a training: what cannot be read is logged, once, and is no news. Where
-    a training has several processes, they may ask at different moments and hear different
-    things, so let one of them ask `should_stop` and broadcast the answer.
+    The methods are cheap enough to call at every step: the file is read only if it changed.
+    They raise no error if it cannot be read: they log a warning once, and answer as if there
+    were no file. The processes of a distributed training may read different states, because
+    they read at different times: let one process call `should_stop` and broadcast the answer.
 
     Args:
       output_dir: jaxval's `output_dir`. It need not exist yet.
@@ -109,46 +120,51 @@ class Signals:
 
     def __init__(self, output_dir: Folder):
         self._path = Path(output_dir, _NAME)
-        self._seen: tuple[tuple[int, ...], State] | None = None
-        self._complained = False
+        self._read: tuple[tuple[int, ...], State] | None = None
+        self._warned = False
 
     def best(self) -> Best | None:
-        """The best checkpoint so far, or None if none was validated."""
+        """Returns the best checkpoint so far, or None if none was validated."""
         return self._state().best
 
     def should_stop(self) -> bool:
-        """Whether `patience` has run out."""
+        """Returns whether training should stop, because `patience` is exhausted."""
         return self._state().stop
 
     def preservation_policy(self, keep: int = 1, newest: int = 1) -> PreservationPolicy:
-        """For Orbax's `CheckpointManagerOptions(preservation_policy=...)`.
+        """Returns a policy for Orbax's `CheckpointManagerOptions(preservation_policy=...)`.
 
-        It takes the place of `max_to_keep`, which must not be given beside it. There is no
-        `best_fn` here: Orbax hands that the metrics that were saved with a checkpoint, and
-        the retrieval quality is known only later.
+        It replaces `max_to_keep`, which must not be set as well. Orbax's `best_fn` cannot do
+        this: it gets the metrics that were saved with a checkpoint, and retrieval quality is
+        known only later.
 
         Args:
-          keep: how many of the best by retrieval quality to keep.
-          newest: how many of the newest to keep, so that training can be resumed.
+          keep: number of best checkpoints to keep, by the measure that decides.
+          newest: number of newest checkpoints to keep, so that training can be resumed.
+
+        Raises:
+          ValueError: `keep` is negative, or `newest` is less than 1.
         """
         if keep < 0 or newest < 1:
-            raise ValueError(f"keep={keep} must be 0 or more, newest={newest} 1 or more")
+            raise ValueError(
+                f"keep={keep} must be 0 or more, and newest={newest} must be 1 or more"
+            )
         return PreservationPolicy(self, keep, newest)
 
     def _state(self) -> State:
         try:
             stat = self._path.stat()
-            # Before it is read: if it is replaced in between, the next call sees a change.
+            # Taken before reading: if the file is replaced meanwhile, the next call reads it.
             signature = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if self._seen is None or self._seen[0] != signature:
-                self._seen = signature, read(self._path.parent)
-            return self._seen[1]
+            if self._read is None or self._read[0] != signature:
+                self._read = signature, read(self._path.parent)
+            return self._read[1]
         except FileNotFoundError:
             return State()
         except Exception as error:
-            if not self._complained:
-                self._complained = True
-                _LOG.warning("training goes on without news from jaxval: %s", error)
+            if not self._warned:
+                self._warned = True
+                _LOG.warning("training continues without signals from jaxval: %s", error)
             return State()
 
 
@@ -159,10 +175,15 @@ class _Saved(Protocol):
 
 @dataclass(frozen=True)
 class PreservationPolicy:
-    """Keeps what jaxval has still to validate, the best, and the newest.
+    """Keeps the checkpoints that are not validated yet, the best ones and the newest ones.
 
-    While jaxval does not run, nothing is validated and so everything is kept: see that the
-    disk has room, or that jaxval is started again.
+    While jaxval does not run, no checkpoint is validated, so all are kept: make sure that the
+    disk has room, or that jaxval is restarted.
+
+    Attributes:
+      signals: tells which steps are validated, and their values.
+      keep: number of best checkpoints to keep.
+      newest: number of newest checkpoints to keep.
     """
 
     signals: Signals
@@ -172,22 +193,30 @@ class PreservationPolicy:
     def should_preserve(
         self, checkpoints: Sequence[_Saved], *, context: object = None
     ) -> list[bool]:
-        """Orbax's protocol: checkpoints, oldest first -> whether each is to be kept."""
+        """Implements Orbax's protocol.
+
+        Args:
+          checkpoints: the saved checkpoints, oldest first.
+          context: unused.
+
+        Returns:
+          For each checkpoint, whether to keep it.
+        """
         state = self.signals._state()
         steps = [checkpoint.step for checkpoint in checkpoints]
-        first = state.best and state.best.step  # so that what best() names is there
+        best = state.best and state.best.step  # comes first among equals
         sign = 1 if state.lower_is_better else -1
         ranked = sorted(
             (step for step in steps if step in state.values),
-            key=lambda step: (step != first, sign * state.values[step], step),
+            key=lambda step: (step != best, sign * state.values[step], step),
         )
-        wanted = {*ranked[: self.keep], *steps[-self.newest :]}
-        settled = {*state.values, *state.failed}
-        return [step in wanted or step not in settled for step in steps]
+        kept = {*ranked[: self.keep], *steps[-self.newest :]}
+        done = {*state.values, *state.failed}
+        return [step in kept or step not in done for step in steps]
 
 
-def _told(state: State) -> dict[str, Any]:
-    """As JSON holds it; numpy's numbers become Python's."""
+def _to_json(state: State) -> dict[str, Any]:
+    """Returns the state as JSON holds it; NumPy's numbers become Python's."""
     return {
         "format": _FORMAT,
         "select_by": state.select_by,
@@ -200,18 +229,18 @@ def _told(state: State) -> dict[str, Any]:
     }
 
 
-def _heard(told: Any) -> State:
-    if told["format"] != _FORMAT:
-        raise ValueError(f"format {told['format']!r}")
-    best = told["best"]
+def _from_json(content: Any) -> State:
+    if content["format"] != _FORMAT:
+        raise ValueError(f"format {content['format']!r}")
+    best = content["best"]
     return State(
-        select_by=str(told["select_by"]),
+        select_by=str(content["select_by"]),
         best=None
         if best is None
         else Best(int(best["step"]), float(best["value"]), str(best["checkpoint"])),
-        values={int(step): float(value) for step, value in told["values"].items()},
-        failed=tuple(int(step) for step in told["failed"]),
-        stop=told["stop"] is True,
-        reason=str(told["reason"]),
-        lower_is_better=told["lower_is_better"] is True,
+        values={int(step): float(value) for step, value in content["values"].items()},
+        failed=tuple(int(step) for step in content["failed"]),
+        stop=content["stop"] is True,
+        reason=str(content["reason"]),
+        lower_is_better=content["lower_is_better"] is True,
     )

@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FOUR}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests start the apps more than a hundred times: 0.4 s less each with bytecode files.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import itertools
 import json
@@ -116,7 +118,9 @@ def store(tmp_path, tiny_tokenizer) -> Callable[..., TokenStore]:
             f"{tmp_path}-{next(numbers)}",
             tiny_tokenizer,
             Recipe("{title} {text}", prefix, max_len),
-            places=lambda id_: [f"{row}" for row, text in enumerate(whole) if text.id == id_],
+            find_lines=lambda id_: [
+                f"{row}" for row, text in enumerate(whole) if text.id == id_
+            ],
             bar=SilentBar,
         )
 

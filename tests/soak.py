@@ -479,7 +479,7 @@ def _disordered(rows, lives):
 def _mirrors(place, rows, lost):
     """Checks of what is made from the ledger."""
     from jaxval import signals
-    from tests.results.test_tensorboard import points
+    from tests.results.events import points
 
     values = {row[0]: row[4] for row in rows}
     lines = [json.loads(line) for line in (place.output / "metrics.jsonl").open()]

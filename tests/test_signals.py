@@ -1,4 +1,4 @@
-"""The file between jaxval and a trainer, and Orbax's manager under its policy."""
+"""signals.json, and Orbax's checkpoint manager with the preservation policy."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from jaxval import signals
 from jaxval.demo import task
 from jaxval.signals import Best, Signals, State
 
-TOLD = State(
+WRITTEN = State(
     select_by="dev:nDCG@10",
     best=Best(200, 0.5, "/c/200"),
     values={100: 0.25, 200: 0.5},
@@ -32,7 +32,7 @@ TOLD = State(
 
 
 def judged(*failed, stop=False, **values):
-    """`judged(s1=0.5)`: step 1 was validated."""
+    """Returns a state; `judged(s1=0.5)` means that step 1 was validated."""
     by_step = {int(step[1:]): value for step, value in values.items()}
     step = max(by_step, key=by_step.get)
     return State("dev:AP", Best(step, by_step[step], f"/c/{step}"), by_step, failed, stop)
@@ -42,14 +42,14 @@ def file_in(folder):
     return folder / "signals.json"
 
 
-def test_what_is_written_is_read(tmp_path):
-    signals.write(tmp_path, TOLD)
-    assert signals.read(tmp_path) == TOLD
-    assert signals.read(str(tmp_path)) == TOLD
+def test_a_written_state_is_read(tmp_path):
+    signals.write(tmp_path, WRITTEN)
+    assert signals.read(tmp_path) == WRITTEN
+    assert signals.read(str(tmp_path)) == WRITTEN
     assert list(tmp_path.iterdir()) == [file_in(tmp_path)]
 
 
-def test_numpys_numbers_are_told_too(tmp_path):
+def test_numpy_numbers_are_written(tmp_path):
     one = np.float32(0.5)
     signals.write(
         tmp_path,
@@ -61,11 +61,11 @@ def test_numpys_numbers_are_told_too(tmp_path):
     assert (read.values, read.failed, read.stop) == ({1: 0.5}, (2,), True)
 
 
-def test_no_file_is_no_news(tmp_path):
+def test_without_a_file_nothing_is_known(tmp_path):
     assert signals.read(tmp_path / "not yet") == State()
-    listener = Signals(tmp_path / "not yet")
-    assert listener.best() is None
-    assert not listener.should_stop()
+    reader = Signals(tmp_path / "not yet")
+    assert reader.best() is None
+    assert not reader.should_stop()
 
 
 UNREADABLE = {
@@ -79,20 +79,22 @@ UNREADABLE = {
     "fields missing": b'{"format": "jaxval signals 2"}',
     "deep": b"[" * 100_000,
     "a step that is none": json.dumps(
-        {**signals._told(TOLD), "values": {"last": 0.5}}
+        {**signals._to_json(WRITTEN), "values": {"last": 0.5}}
     ).encode(),
-    "an infinite step": json.dumps({**signals._told(TOLD), "failed": [float("inf")]}).encode(),
+    "an infinite step": json.dumps(
+        {**signals._to_json(WRITTEN), "failed": [float("inf")]}
+    ).encode(),
 }
 
 
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
-def test_an_unreadable_file_is_named_with_the_remedy(tmp_path, content):
+def test_an_unreadable_file_is_named_with_a_remedy(tmp_path, content):
     file_in(tmp_path).write_bytes(content)
     with pytest.raises(ValueError, match=r"signals\.json is not .*output_dir"):
         signals.read(tmp_path)
 
 
-def test_a_folder_in_its_place_is_named_too(tmp_path):
+def test_a_folder_in_place_of_the_file_is_named_too(tmp_path):
     file_in(tmp_path).mkdir()
     with pytest.raises(ValueError, match=r"signals\.json is not"):
         signals.read(tmp_path)
@@ -104,81 +106,81 @@ def test_a_folder_in_its_place_is_named_too(tmp_path):
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from([*signals._told(TOLD), "step", "7"]), inner, max_size=7
+                st.sampled_from([*signals._to_json(WRITTEN), "step", "7"]), inner, max_size=7
             )
         ),
     )
 )
-def test_whatever_the_file_holds_training_goes_on(tmp_path, content):
+def test_training_continues_with_any_content(tmp_path, content):
     file_in(tmp_path).write_text(json.dumps({"format": signals._FORMAT, "rest": content}))
     if isinstance(content, dict):
-        whole = {**signals._told(TOLD), **content, "format": signals._FORMAT}
+        whole = {**signals._to_json(WRITTEN), **content, "format": signals._FORMAT}
         file_in(tmp_path).write_text(json.dumps(whole))
     with contextlib.suppress(ValueError):
         told = signals.read(tmp_path)
         assert told.best is None or isinstance(told.best, Best)
-    listener = Signals(tmp_path)
-    assert listener.should_stop() in (True, False)
-    assert len(kept(listener.preservation_policy(), 1, 2, 3)) <= 3
+    reader = Signals(tmp_path)
+    assert reader.should_stop() in (True, False)
+    assert len(kept(reader.preservation_policy(), 1, 2, 3)) <= 3
 
 
 def test_only_true_stops(tmp_path):
-    file_in(tmp_path).write_text(json.dumps({**signals._told(TOLD), "stop": "false"}))
+    file_in(tmp_path).write_text(json.dumps({**signals._to_json(WRITTEN), "stop": "false"}))
     assert not Signals(tmp_path).should_stop()
 
 
 @pytest.mark.parametrize("content", [b"{", None], ids=["cut", "a folder"])
-def test_a_trainer_complains_once_and_goes_on(tmp_path, caplog, content):
+def test_a_trainer_warns_once_and_continues(tmp_path, caplog, content):
     if content is None:
         file_in(tmp_path).mkdir()
     else:
         file_in(tmp_path).write_bytes(content)
-    listener = Signals(tmp_path)
+    reader = Signals(tmp_path)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert not listener.should_stop()
-            assert listener.best() is None
-            assert kept(listener.preservation_policy(), 1, 2, 3) == [1, 2, 3]
+            assert not reader.should_stop()
+            assert reader.best() is None
+            assert kept(reader.preservation_policy(), 1, 2, 3) == [1, 2, 3]
     (line,) = caplog.messages
     assert str(file_in(tmp_path)) in line
 
 
-def test_it_hears_again_when_the_file_is_well(tmp_path):
+def test_a_repaired_file_is_read(tmp_path):
     file_in(tmp_path).write_text("{")
-    listener = Signals(tmp_path)
-    assert not listener.should_stop()
-    signals.write(tmp_path, TOLD)
-    assert listener.should_stop()
-    assert listener.best() == TOLD.best
+    reader = Signals(tmp_path)
+    assert not reader.should_stop()
+    signals.write(tmp_path, WRITTEN)
+    assert reader.should_stop()
+    assert reader.best() == WRITTEN.best
     file_in(tmp_path).unlink()
-    assert not listener.should_stop()
-    assert listener.best() is None
+    assert not reader.should_stop()
+    assert reader.best() is None
 
 
-def test_it_reads_only_what_changed(tmp_path, monkeypatch):
+def test_the_file_is_read_only_if_it_changed(tmp_path, monkeypatch):
     reads = []
     real = signals.read
     monkeypatch.setattr(signals, "read", lambda folder: reads.append(1) or real(folder))
-    signals.write(tmp_path, TOLD)
-    listener = Signals(tmp_path)
+    signals.write(tmp_path, WRITTEN)
+    reader = Signals(tmp_path)
     for _ in range(3):
-        assert listener.should_stop()
-        assert listener.best() == TOLD.best
+        assert reader.should_stop()
+        assert reader.best() == WRITTEN.best
     assert len(reads) == 1
     signals.write(tmp_path, State())
-    assert not listener.should_stop()
-    assert not listener.should_stop()
+    assert not reader.should_stop()
+    assert not reader.should_stop()
     assert len(reads) == 2
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
-    """Each state is one number, over and over, in files of very different lengths."""
+    """Each state repeats one number, in files of very different lengths."""
     states = [State("m", None, dict.fromkeys(range(n * 50), float(n))) for n in range(1, 40)]
     signals.write(tmp_path, states[0])
     over = threading.Event()
     seen, torn = set(), []
 
-    def listen():
+    def read():
         while not over.is_set():
             values = signals.read(tmp_path).values
             (value,) = set(values.values()) if values else (None,)
@@ -187,7 +189,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
                 torn.append(values)
 
     failures = []
-    reader = threading.Thread(target=lambda: _caught(listen, failures))
+    reader = threading.Thread(target=lambda: _caught(read, failures))
     reader.start()
     for _ in range(5):
         for state in states:
@@ -206,8 +208,8 @@ def _caught(function, failures):
         failures.append(error)
 
 
-def test_a_write_that_fails_leaves_the_old_and_nothing_else(tmp_path, monkeypatch):
-    signals.write(tmp_path, TOLD)
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    signals.write(tmp_path, WRITTEN)
 
     def full(_):
         raise OSError(28, "No space left on device")
@@ -215,14 +217,14 @@ def test_a_write_that_fails_leaves_the_old_and_nothing_else(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         signals.write(tmp_path, State())
-    assert signals.read(tmp_path) == TOLD
+    assert signals.read(tmp_path) == WRITTEN
     assert list(tmp_path.iterdir()) == [file_in(tmp_path)]
 
 
 def test_another_user_may_read_it(tmp_path):
     before = os.umask(0o022)
     try:
-        signals.write(tmp_path, TOLD)
+        signals.write(tmp_path, WRITTEN)
     finally:
         os.umask(before)
     assert file_in(tmp_path).stat().st_mode & 0o777 == 0o644
@@ -245,7 +247,7 @@ print(*sorted(outside - {{"__main__"}}))
 
 
 def kept(policy, *steps):
-    """The steps that it preserves, from the oldest to the newest."""
+    """Returns the steps that the policy preserves, oldest first."""
     checkpoints = [SimpleNamespace(step=step) for step in steps]
     flags = policy.should_preserve(checkpoints, context=object())
     return [step for step, flag in zip(steps, flags, strict=True) if flag]
@@ -268,14 +270,14 @@ def test_the_policy_by_hand(tmp_path):
     assert kept(policy_after(tmp_path, state)) == []
 
 
-def test_where_lower_is_better_the_least_are_kept(tmp_path):
+def test_if_lower_is_better_the_lowest_are_kept(tmp_path):
     state = State("dev:AvgRank", Best(5, 1.5, "/c/5"), {1: 9.0, 2: 4.0, 5: 1.5}, (), False)
     state = dataclasses.replace(state, lower_is_better=True)
     assert kept(policy_after(tmp_path, state, keep=2), 1, 2, 5, 6) == [2, 5, 6]
     assert signals.read(tmp_path) == state
 
 
-def test_of_equals_the_earlier_is_kept_but_for_the_named_best(tmp_path):
+def test_among_equals_the_named_best_is_kept_and_then_the_earliest(tmp_path):
     state = judged(s1=0.5, s2=0.5, s3=0.1)
     assert kept(policy_after(tmp_path, state), 1, 2, 3) == [1, 3]
     named = State("m", Best(2, 0.5, "/c/2"), {1: 0.5, 2: 0.5, 3: 0.1})
@@ -283,7 +285,7 @@ def test_of_equals_the_earlier_is_kept_but_for_the_named_best(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"keep": -1}, {"newest": 0}])
-def test_a_policy_that_keeps_too_little_is_refused(tmp_path, settings):
+def test_invalid_policy_settings_are_refused(tmp_path, settings):
     with pytest.raises(ValueError, match="must be"):
         Signals(tmp_path).preservation_policy(**settings)
 
@@ -295,7 +297,7 @@ def test_a_policy_that_keeps_too_little_is_refused(tmp_path, settings):
     keep=st.integers(0, 4),
     newest=st.integers(1, 4),
 )
-def test_what_the_policy_promises(tmp_path, values, failed, steps, keep, newest):
+def test_properties_of_the_policy(tmp_path, values, failed, steps, keep, newest):
     state = State("m", None, values, tuple(failed))
     left = kept(policy_after(tmp_path, state, keep=keep, newest=newest), *steps)
     assert set(steps) - set(values) - failed <= set(left)
@@ -306,13 +308,13 @@ def test_what_the_policy_promises(tmp_path, values, failed, steps, keep, newest)
     assert len(set(left) & {*values, *failed}) <= keep + newest
 
 
-def test_orbaxs_manager_keeps_what_the_policy_says(tmp_path):
+def test_orbaxs_manager_keeps_the_checkpoints_of_the_policy(tmp_path):
     out, root = tmp_path / "jaxval", tmp_path / "checkpoints"
     out.mkdir()
-    listener = Signals(out)
-    options = ocp.CheckpointManagerOptions(preservation_policy=listener.preservation_policy())
+    reader = Signals(out)
+    options = ocp.CheckpointManagerOptions(preservation_policy=reader.preservation_policy())
     tree = {"w": np.arange(4.0)}
-    said_before = {
+    signals_before = {
         4: judged(s1=0.2, s2=0.6),
         6: judged(3, s1=0.2, s2=0.6, s4=0.5),
         8: judged(3, s1=0.2, s2=0.6, s4=0.5, s5=0.7, s6=0.1),
@@ -320,18 +322,18 @@ def test_orbaxs_manager_keeps_what_the_policy_says(tmp_path):
     left_after = {3: {1, 2, 3}, 4: {2, 3, 4}, 5: {2, 3, 4, 5}, 6: {2, 5, 6}, 8: {5, 7, 8}}
     with ocp.CheckpointManager(root, options=options) as manager:
         for step in range(1, 9):
-            if step in said_before:
-                signals.write(out, said_before[step])
+            if step in signals_before:
+                signals.write(out, signals_before[step])
             manager.save(step, args=ocp.args.StandardSave(tree))
             manager.wait_until_finished()
             left = {int(path.name) for path in root.iterdir()}
             assert left == left_after.get(step, left)
         assert manager.latest_step() == 8
         assert set(manager.all_steps()) == {5, 7, 8}
-    assert listener.best() == Best(5, 0.7, "/c/5")
+    assert reader.best() == Best(5, 0.7, "/c/5")
 
 
-def test_orbaxs_manager_goes_on_with_a_broken_file(tmp_path):
+def test_orbaxs_manager_continues_with_an_invalid_file(tmp_path):
     file_in(tmp_path).write_text("{")
     policy = Signals(tmp_path).preservation_policy()
     options = ocp.CheckpointManagerOptions(preservation_policy=policy)
@@ -342,8 +344,8 @@ def test_orbaxs_manager_goes_on_with_a_broken_file(tmp_path):
         assert set(manager.all_steps()) == {0, 1, 2, 3}
 
 
-def test_the_demos_trainer_listens(tmp_path):
-    """All that it saves was judged before, so only the best and the newest are left."""
+def test_the_demos_trainer_follows_signals(tmp_path):
+    """All its steps count as validated, so only the best and the newest checkpoint stay."""
     data, out = tmp_path / "data", tmp_path / "jaxval"
     out.mkdir()
     pairs = [

@@ -1,1 +1,1 @@
-"""What `check` does: a look at all that a validation will need, before there is one."""
+"""The `check` mode: inspects all inputs of a validation before the first run."""

@@ -1,4 +1,4 @@
-"""What was found, as the lines of a report."""
+"""The report of `check`, as records and as lines of text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxval.check.findings import Finding
-from jaxval.check.footprint import Device, Host
-from jaxval.check.newest import Newest
+from jaxval.check.footprint import DeviceMemory, HostMemory
+from jaxval.check.newest import NewestCheckpoint
 from jaxval.check.probe import MEASURE, Ranking
 from jaxval.check.timing import Shape
 from jaxval.checkpoints.trees import flatten, show
@@ -22,168 +22,188 @@ _GIB, _MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextStats:
     """The queries or the passages of a set.
 
     Attributes:
-      store: all of them.
+      store: all of them, tokenized.
       recipe: how they became tokens.
-      shapes: the batches that they are cut into.
-      cut: how many are longer than may be; of passages, how many are as long as may be.
+      shapes: batch shape -> number of batches.
+      truncated: number of queries that are truncated; of passages, the number that reach the
+        limit.
     """
 
     store: TokenStore
     recipe: Recipe
     shapes: Mapping[Shape, int]
-    cut: int
+    truncated: int
 
     @property
     def padding(self) -> float:
-        """The share of the batches' tokens that are none."""
-        whole = sum(rows * width * count for (rows, width), count in self.shapes.items())
-        return 1 - self.store.tokens / whole
+        """Share of the batches' tokens that are padding."""
+        tokens = sum(rows * width * count for (rows, width), count in self.shapes.items())
+        return 1 - self.store.tokens / tokens
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """What the sample of a set was encoded to.
+class VectorStats:
+    """The vectors of a sample of a set.
 
     Attributes:
-      queries, passages: how many there are.
-      dim: components of each.
-      lengths: the shortest and the longest.
-      likeness: the mean cosine of two queries, and of two passages.
+      queries: number of queries in the sample.
+      passages: number of passages in the sample.
+      dim: dimension of the vectors.
+      norms: norms of the shortest and of the longest vector.
+      query_cosine: mean cosine of two queries.
+      passage_cosine: mean cosine of two passages.
     """
 
     queries: int
     passages: int
     dim: int
-    lengths: tuple[float, float]
-    likeness: tuple[float, float]
+    norms: tuple[float, float]
+    query_cosine: float
+    passage_cosine: float
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """A set.
+    """What was found about a set.
 
     Attributes:
-      candidates: passages that `rerank` scores for a query; None for all.
-      vectors, ranking: None where nothing could be encoded, or judged.
+      name: the set's name.
+      queries: its queries.
+      passages: its passages.
+      candidates: mean number of passages that `rerank` scores per query; None for all.
+      vectors: vectors of a sample; None if nothing could be encoded.
+      ranking: ranking of the sample; None if nothing could be encoded or judged.
     """
 
     name: str
-    queries: Texts
-    passages: Texts
+    queries: TextStats
+    passages: TextStats
     candidates: float | None = None
-    vectors: Vectors | None = None
+    vectors: VectorStats | None = None
     ranking: Ranking | None = None
 
 
 @dataclass(frozen=True)
-class Leg:
-    """What a corpus costs a checkpoint, in seconds; `names` are the sets on it."""
+class CorpusTime:
+    """Time that a checkpoint takes for one corpus, in seconds.
 
-    names: tuple[str, ...]
+    Attributes:
+      datasets: names of the sets that are searched in the corpus.
+      queries: for encoding the queries.
+      passages: for encoding the passages.
+      search: for the search.
+    """
+
+    datasets: tuple[str, ...]
     queries: float
     passages: float
     search: float
 
     @property
     def total(self) -> float:
-        """Of all."""
+        """Sum of all stages."""
         return self.queries + self.passages + self.search
 
 
 @dataclass(frozen=True)
-class Times:
-    """What a checkpoint costs, in seconds.
+class CheckpointTime:
+    """Time that a checkpoint takes, in seconds.
 
     Attributes:
-      restore: reading it and copying it to the devices; None if there was none.
-      legs: a corpus each.
-      first: what the first one of a run takes beside that, for the programs.
-      shapes: how many programs.
-      busy: where other work makes all this uncertain, how many wait for a core.
-      screened: whether `confirm` puts it to the last corpus only if it may be the best.
+      restore: for reading it and copying it to the devices; None if there was no checkpoint.
+      corpora: for each corpus.
+      startup: additional time of a run's first checkpoint, for the programs.
+      programs: number of programs.
+      screened: whether `confirm` validates only some checkpoints on the last corpus.
+      load: the machine's load per core, if it is too high for exact timings; else None.
     """
 
     restore: float | None
-    legs: Sequence[Leg]
-    first: float
-    shapes: int
+    corpora: Sequence[CorpusTime]
+    startup: float
+    programs: int
     screened: bool
-    busy: float | None = None
+    load: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All of it.
+    """What `check` found.
 
     Attributes:
-      newest, bench, select_by: what is validated, by what, and which is best.
-      sets, times, device, host: what that takes.
-      kept: what this look has made that a run will find done.
-      doubts: what looks wrong.
+      newest: the newest checkpoint.
+      plan: how it would be validated.
+      select_by: which checkpoint is best.
+      sets: what was found about each set.
+      times: how long a checkpoint takes.
+      device: memory of each device.
+      host: memory of the host.
+      cached: what `check` has written that a run will use.
+      findings: what looks wrong.
     """
 
-    newest: Newest
+    newest: NewestCheckpoint
     plan: EvalPlan
     select_by: SelectBy
     sets: Sequence[SetReport]
-    times: Times
-    device: Device
-    host: Host
-    kept: Sequence[str]
-    doubts: Sequence[Finding] = ()
+    times: CheckpointTime
+    device: DeviceMemory
+    host: HostMemory
+    cached: Sequence[str]
+    findings: Sequence[Finding] = ()
 
     @property
     def status(self) -> int:
-        """2 if there is an error, else 0."""
-        return 2 if any(doubt.error for doubt in self.doubts) else 0
+        """Exit status: 2 if there is an error, else 0."""
+        return 2 if any(finding.error for finding in self.findings) else 0
 
 
 def lines(report: Report) -> Iterator[str]:
-    """The report, what is doubtful last."""
+    """Returns the lines of the report: first the facts, then the warnings, then the errors."""
     yield "checkpoint"
     yield from _rows(_checkpoint(report.newest, report.plan.abstract_params))
     yield "validation"
     yield from _rows(_validation(report))
-    for seen in report.sets:
-        yield f"set {seen.name}"
-        yield from _rows(_set(seen))
-    yield "time for a checkpoint (estimated from timed batches)"
+    for set_report in report.sets:
+        yield f"set {set_report.name}"
+        yield from _rows(_set(set_report))
+    yield "time per checkpoint (estimated from timed batches)"
     yield from _rows(_times(report.times))
     yield "devices and memory"
     yield from _rows(_memory(report))
-    yield _verdict(report.doubts)
-    yield from sorted(map(str, report.doubts), key=lambda line: line.startswith("error"))
+    yield _summary(report.findings)
+    yield from map(str, sorted(report.findings, key=lambda finding: finding.error))
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     return (f"  {label:<{_WIDTH}} {text}" for label, text in rows)
 
 
-def _checkpoint(newest: Newest, params: Params) -> Iterator[tuple[str, str]]:
-    one, restored = newest.checkpoint, newest.restored
-    if one is None:
-        yield "newest", f"none is committed in {newest.place}"
+def _checkpoint(newest: NewestCheckpoint, params: Params) -> Iterator[tuple[str, str]]:
+    checkpoint, restored = newest.checkpoint, newest.restored
+    if checkpoint is None:
+        yield "newest", f"none committed in {newest.directory}"
     else:
-        yield "newest", f"step {one.step}, of {newest.count} committed: {one.path}"
+        yield "newest", f"step {checkpoint.step} ({newest.count} committed): {checkpoint.path}"
     if restored is not None:
         yield "parameters", f"at {restored.found_at}"
         yield from (("", remark) for remark in restored.remarks)
-        yield "towers", "each its own" if restored.untied else "one for both"
-    yield from _leaves(params, 1 if restored is None or not restored.untied else 2)
+        yield "towers", "two, with separate parameters" if restored.untied else "one, shared"
+    yield from _leaves(params, untied=restored is not None and restored.untied)
 
 
-def _leaves(params: Params, towers: int) -> Iterator[tuple[str, str]]:
-    """Shapes and dtypes as devices hold them."""
+def _leaves(params: Params, *, untied: bool) -> Iterator[tuple[str, str]]:
+    """Yields the shapes and dtypes of a tower's parameters on the devices."""
     leaves = flatten(params)
-    numbers: collections.Counter[str] = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
     for leaf in leaves.values():
-        numbers[str(leaf.dtype)] += leaf.size
-    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in numbers.most_common())
-    yield "tower" if towers == 1 else "each tower", f"{len(leaves)} arrays, {dtypes}"
+        sizes[str(leaf.dtype)] += leaf.size
+    values = ", ".join(f"{count:,} {dtype}" for dtype, count in sizes.most_common())
+    yield "each tower" if untied else "tower", f"{len(leaves)} arrays with {values} values"
     largest = sorted(leaves.items(), key=lambda item: -item[1].size)[:_LARGEST]
     for label, (path, leaf) in zip(("largest", *[""] * _LARGEST), largest, strict=False):
         yield label, f"{show(path)} {list(leaf.shape)} {leaf.dtype}"
@@ -192,101 +212,111 @@ def _leaves(params: Params, towers: int) -> Iterator[tuple[str, str]]:
 def _validation(report: Report) -> Iterator[tuple[str, str]]:
     plan, select_by = report.plan, report.select_by
     measures = ", ".join(map(str, plan.measures))
-    yield "measures", f"{measures}, of the {plan.depth:,} best by {plan.similarity}"
+    yield "measures", f"{measures}, on the top {plan.depth:,} passages by {plan.similarity}"
     lower = " (lower is better)" * select_by.lower_is_better
     yield "best by", f"{select_by.measure} on {select_by.dataset}{lower}"
 
 
-def _set(seen: SetReport) -> Iterator[tuple[str, str]]:
-    yield from _texts("queries", "are cut", seen.queries)
-    yield from _texts("passages", "reach that", seen.passages)
-    if seen.candidates is not None:
-        yield "re-ranking", f"{seen.candidates:.0f} candidates a query; no other is encoded"
-    if (found := seen.vectors) is None:
-        yield "vectors", "none: see below"
+def _set(report: SetReport) -> Iterator[tuple[str, str]]:
+    yield from _texts("queries", "are truncated", report.queries)
+    yield from _texts("passages", "reach the limit", report.passages)
+    if report.candidates is not None:
+        yield (
+            "re-ranking",
+            f"{report.candidates:.0f} candidates per query; other passages are not encoded",
+        )
+    if (vectors := report.vectors) is None:
+        yield "vectors", "not computed, see below"
         return
-    low, high = found.lengths
+    shortest, longest = vectors.norms
     yield (
         "vectors",
-        f"{found.queries} queries and {found.passages} passages: {found.dim} components, length"
-        f" {low:.4g} to {high:.4g}",
+        f"{vectors.queries} queries and {vectors.passages} passages encoded: dimension"
+        f" {vectors.dim}, norms from {shortest:.4g} to {longest:.4g}",
     )
-    yield "mean cosine", "of two queries {:.3f}, of two passages {:.3f}".format(*found.likeness)
-    if seen.ranking is not None:
-        yield "ranking", _ranking(seen.ranking)
+    yield (
+        "mean cosine",
+        f"of two queries {vectors.query_cosine:.3f}, of two passages"
+        f" {vectors.passage_cosine:.3f}",
+    )
+    if report.ranking is not None:
+        yield "ranking", _ranking(report.ranking)
 
 
-def _texts(kind: str, fate: str, texts: Texts) -> Iterator[tuple[str, str]]:
-    store, recipe = texts.store, texts.recipe
+def _texts(kind: str, limited: str, stats: TextStats) -> Iterator[tuple[str, str]]:
+    store, recipe = stats.store, stats.recipe
     yield (
         kind,
-        f"{store.count:,} of {store.tokens / store.count:.0f} tokens, at most {recipe.max_len};"
-        f" {texts.cut:,} ({texts.cut / store.count:.1%}) {fate}",
+        f"{store.count:,} of {store.tokens / store.count:.0f} tokens on average, at most"
+        f" {recipe.max_len}; {stats.truncated:,} ({stats.truncated / store.count:.1%})"
+        f" {limited}",
     )
     yield "", f"text {recipe.prefix + recipe.template!r}"
     buckets = " ".join(f"{bucket.width}:{bucket.count:,}" for bucket in store.buckets)
-    batches = sum(texts.shapes.values())
-    yield "", f"width:texts {buckets}"
-    yield "", f"{batches:,} batches of {len(texts.shapes)} shapes, {texts.padding:.1%} padding"
+    batches = sum(stats.shapes.values())
+    yield "", f"texts per width: {buckets}"
+    yield "", f"{batches:,} batches of {len(stats.shapes)} shapes, {stats.padding:.1%} padding"
 
 
 def _ranking(ranking: Ranking) -> str:
-    said = f"{MEASURE} {ranking.mean:.3f} of these; shuffled {ranking.chance:.3f}"
-    few = "too few to tell it from chance"
-    return f"{said}, {few if ranking.luck >= 1 else f'at most {ranking.luck:.3f}'}"
+    ranked = f"{MEASURE} {ranking.mean:.3f} on this sample"
+    by_chance = f"random rankings {ranking.chance:.3f} on average"
+    if ranking.luck >= 1:
+        return f"{ranked}; {by_chance}, too few texts to compare"
+    return f"{ranked}; {by_chance}, {ranking.luck:.3f} at most"
 
 
-def _times(times: Times) -> Iterator[tuple[str, str]]:
+def _times(times: CheckpointTime) -> Iterator[tuple[str, str]]:
     if times.restore is not None:
-        yield "restoring", _seconds(times.restore)
-    for leg in times.legs:
+        yield "restore", _seconds(times.restore)
+    for corpus in times.corpora:
         yield (
-            ", ".join(leg.names),
-            f"{_seconds(leg.total)}: queries {_seconds(leg.queries)}, passages"
-            f" {_seconds(leg.passages)}, search {_seconds(leg.search)}",
+            ", ".join(corpus.datasets),
+            f"{_seconds(corpus.total)}: queries {_seconds(corpus.queries)}, passages"
+            f" {_seconds(corpus.passages)}, search {_seconds(corpus.search)}",
         )
-    total = (times.restore or 0.0) + sum(leg.total for leg in times.legs)
+    total = (times.restore or 0.0) + sum(corpus.total for corpus in times.corpora)
     if times.screened:
-        sampled = total - times.legs[-1].total
-        yield "in all", f"{_seconds(sampled)} if screened out, {_seconds(total)} if confirmed"
+        sampled = total - times.corpora[-1].total
+        yield "total", f"{_seconds(sampled)} if screened out, {_seconds(total)} if confirmed"
     else:
-        yield "in all", _seconds(total)
+        yield "total", _seconds(total)
     yield (
-        "the first one",
-        f"{_seconds(times.first)} more, to trace and load {times.shapes} programs",
+        "startup",
+        f"{_seconds(times.startup)} more for the first checkpoint, to trace and load"
+        f" {times.programs} programs",
     )
-    if times.busy is not None:
+    if times.load is not None:
         yield (
             "uncertain",
-            f"other work had {times.busy:.1f} processes a core waiting or running",
+            f"other processes used the machine: load average {times.load:.1f} per core",
         )
 
 
 def _memory(report: Report) -> Iterator[tuple[str, str]]:
     plan = report.plan
-    kinds = collections.Counter(f"{one.platform} ({one.device_kind})" for one in plan.devices)
+    kinds = collections.Counter(
+        f"{device.platform} ({device.device_kind})" for device in plan.devices
+    )
     yield "devices", ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    yield "batch", f"{plan.passage_tower.batch_tokens:,} tokens a device"
+    yield "batch", f"{plan.passage_tower.batch_tokens:,} tokens per device"
     device, host = report.device, report.host
-    batch = (
-        "a batch of unknown size" if device.batch is None else f"a batch {_bytes(device.batch)}"
-    )
-    room = "" if device.room is None else f", of {_bytes(device.room)}"
-    yield "on each", f"parameters {_bytes(device.params)}, {batch}{room}"
-    free = "" if host.free is None else f"; {_bytes(host.free)} are free"
+    batch = "of unknown size" if device.batch is None else _bytes(device.batch)
+    limit = "" if device.limit is None else f"; limit {_bytes(device.limit)}"
+    yield "per device", f"parameters {_bytes(device.params)}, batch {batch}{limit}"
     yield (
-        "on the host",
-        f"{_bytes(host.taken)} as now, {_bytes(host.ahead)} restored ahead, vectors"
-        f" {_bytes(host.vectors)}{free}",
+        "host",
+        f"this process {_bytes(host.peak)}, prefetched checkpoints {_bytes(host.prefetched)},"
+        f" vectors {_bytes(host.vectors)}; {_bytes(host.available)} available",
     )
-    yield from zip(("kept", *[""] * len(report.kept)), report.kept, strict=False)
+    yield from zip(("cached", *[""] * len(report.cached)), report.cached, strict=False)
 
 
-def _verdict(doubts: Sequence[Finding]) -> str:
-    errors = sum(doubt.error for doubt in doubts)
-    counts = {"error": errors, "warning": len(doubts) - errors}
-    said = [f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n]
-    return " and ".join(said) or "nothing looks wrong"
+def _summary(findings: Sequence[Finding]) -> str:
+    errors = sum(finding.error for finding in findings)
+    counts = {"error": errors, "warning": len(findings) - errors}
+    parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    return " and ".join(parts) or "no problems found"
 
 
 def _seconds(seconds: float) -> str:

@@ -1,8 +1,7 @@
-"""Config -> a report of what a validation will do, and of what looks wrong.
+"""Inspects what a validation will need, and reports what it will do and what looks wrong.
 
-Nothing is validated: no lock is taken, no checkpoint pinned, no row or signal written. What
-is kept is what a validation would make too, and finds by its digest: tokenized texts and
-compiled programs.
+Nothing is validated: no lock is taken, no checkpoint is pinned, and no row or signal is
+written. Tokenized texts and compiled programs are kept, and a later run uses them.
 """
 
 from __future__ import annotations
@@ -11,19 +10,17 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import jax
 import numpy as np
 
 from jaxval.check import findings, footprint, inspect_set, timing
-from jaxval.check.check_report import Leg, Report, SetReport, Times
+from jaxval.check.check_report import CheckpointTime, CorpusTime, Report, SetReport
 from jaxval.check.findings import Finding
-from jaxval.check.newest import Newest, newest
-from jaxval.check.timing import Paces
+from jaxval.check.newest import NewestCheckpoint, find_newest
+from jaxval.check.timing import EncodingTiming
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
-from jaxval.encoders import folder
 from jaxval.encoders.folder import ModelFolder
 from jaxval.evaluation.memory import place_towers, within_memory
 from jaxval.evaluation.plan import CorpusGroup, EvalPlan, TowerParams
@@ -34,138 +31,147 @@ from jaxval.records import Progress
 def run(
     config: Config, devices: Callable[[], Sequence[jax.Device]], progress: Progress
 ) -> Report:
-    """Looks at everything that a validation needs.
+    """Inspects everything that a validation needs.
 
     Args:
-      config: of the run that is to be.
-      devices: opened when all else has been found right.
-      progress: shows what takes long.
+      config: settings of the run to come.
+      devices: opens the devices; called when the settings and the data are valid.
+      progress: shows long work.
 
     Raises:
-      UserError: the settings or the data are at fault, so that nothing can be looked at.
+      UserError: the settings or the data are invalid, so nothing can be inspected.
     """
-    busy = timing.busy()
+    load = timing.high_load()  # before this process adds to it
     prepared = prepare(config.evaluation, devices, progress)
     plan = prepared.plan
-    asked = plan.passage_tower.batch_tokens
-    found = newest(config.watching.checkpoint_dir, plan)
-    params, placing = _placed(found, plan)
-    paces = _paces(plan, params, progress)  # first: batches may have to be halved
-    model = (
-        folder.read(config.evaluation.model.folder) if config.evaluation.model.folder else None
+    batch_tokens = plan.passage_tower.batch_tokens
+    newest = find_newest(config.watching.checkpoint_dir, plan)
+    params, placing = _place(newest, plan)
+    encoding = _time_encoding(plan, params, progress)  # first: it may halve the batches
+    sets, problems = _inspect_sets(prepared, newest, params, progress)
+    device = footprint.device_memory(plan, params, encoding.passage)
+    host = footprint.host_memory(
+        plan, device.params, config.watching.host_checkpoints, encoding.dim
     )
-    sets, doubtful = _sets(config, prepared, found, params, progress)
-    device = footprint.on_device(plan, params, paces.passage)
-    host = footprint.on_host(plan, device.params, config.watching.host_checkpoints, paces.dim)
-    doubtful += [
-        *findings.memory(device, host),
-        *findings.halved(asked, plan.passage_tower.batch_tokens),
-    ]
     return Report(
-        newest=found,
+        newest=newest,
         plan=plan,
         select_by=prepared.select_by,
         sets=sets,
-        times=replace(_times(config, plan, found, placing, paces), busy=busy),
+        times=_checkpoint_time(config, plan, newest, placing, encoding, load),
         device=device,
         host=host,
-        kept=_kept(config),
-        doubts=[*_of_settings(config, prepared, found, model), *doubtful],
+        cached=_cached(config),
+        findings=[
+            *_inspect_settings(config, prepared, newest, prepared.folder),
+            *problems,
+            *findings.too_little_memory(device, host),
+            *findings.reduced_batch(batch_tokens, plan.passage_tower.batch_tokens),
+        ],
     )
 
 
-def _placed(found: Newest, plan: EvalPlan) -> tuple[TowerParams, float]:
-    """The parameters on the devices, and the seconds that it took."""
+def _place(newest: NewestCheckpoint, plan: EvalPlan) -> tuple[TowerParams, float]:
+    """Returns the parameters on the devices, and the seconds that copying them took."""
     start = time.perf_counter()
-    params = place_towers(found.restored or _zeros(plan), plan)
+    params = place_towers(newest.restored or _zeros(plan), plan)
     return params, time.perf_counter() - start
 
 
 def _zeros(plan: EvalPlan) -> Restored:
-    """What batches are timed with where there is no checkpoint."""
+    """Returns parameters to time batches with, if there is no checkpoint."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), plan.abstract_params)
     return Restored(zeros, found_at="")
 
 
-def _paces(plan: EvalPlan, params: TowerParams, progress: Progress) -> Paces:
-    return within_memory(
-        plan, lambda: timing.paces(plan, params, lambda n: progress("timing batches", n))
-    )
+def _time_encoding(plan: EvalPlan, params: TowerParams, progress: Progress) -> EncodingTiming:
+    bar = functools.partial(progress, "timing batches")
+    return within_memory(plan, lambda: timing.time_encoding(plan, params, bar))
 
 
-def _sets(
-    config: Config,
+def _inspect_sets(
     prepared: Prepared,
-    found: Newest,
+    newest: NewestCheckpoint,
     params: TowerParams,
     progress: Progress,
 ) -> tuple[list[SetReport], list[Finding]]:
-    """Each set of the bench, and what is doubtful about them."""
+    """Returns a report of each set, and what looks wrong about them."""
     plan = prepared.plan
-    seen: list[SetReport] = []
-    doubtful: list[Finding] = []
-    files = {one.name: one for one in config.evaluation.datasets}
+    reports: list[SetReport] = []
+    problems: list[Finding] = []
+    queries = {
+        prepared_set.eval_set.name: prepared_set.queries for prepared_set in prepared.sets
+    }
     for group in plan.groups:
-        for judged in group.sets:
-            one = inspect_set.texts(prepared, judged, group.corpus, files[judged.name])
-            doubtful += inspect_set.cut(one)
-            if found.restored is not None:
-                encode = functools.partial(
-                    inspect_set.encoded, one, plan, judged, params, progress
+        for eval_set in group.sets:
+            report = inspect_set.inspect_texts(
+                plan, prepared.encoding, eval_set, group.corpus, queries[eval_set.name]
+            )
+            problems += inspect_set.truncation_findings(report)
+            if newest.restored is not None:
+                inspect_vectors = functools.partial(
+                    inspect_set.inspect_vectors, report, plan, eval_set, params, progress
                 )
-                one, more = within_memory(plan, encode)
-                doubtful += more
-            seen.append(one)
-    return seen, doubtful
+                report, more = within_memory(plan, inspect_vectors)
+                problems += more
+            reports.append(report)
+    return reports, problems
 
 
-def _of_settings(
-    config: Config, prepared: Prepared, found: Newest, model: ModelFolder | None
+def _inspect_settings(
+    config: Config, prepared: Prepared, newest: NewestCheckpoint, model: ModelFolder | None
 ) -> list[Finding]:
-    """What is doubtful about the checkpoint and the flags."""
-    encoding = prepared.encoding
-    named, watching = config.evaluation.model.folder or "", config.watching
+    """Returns what looks wrong about the checkpoint and the settings."""
+    texts, watching = prepared.encoding, config.watching
+    name = config.evaluation.model.folder or ""
+    similarity = prepared.plan.similarity
     return [
-        *findings.unread(found),
-        *(findings.towers(found.restored) if found.restored else ()),
-        *findings.prefixes(model, named, encoding.queries.prefix, encoding.passages.prefix),
-        *findings.normalization(
-            model, config.evaluation.model.normalize, prepared.plan.similarity
-        ),
-        *findings.pins(watching.checkpoint_dir, watching.pin_dir),
+        *findings.unreadable(newest),
+        *(findings.identical_towers(newest.restored) if newest.restored else ()),
+        *findings.missing_prefixes(model, name, texts.queries.prefix, texts.passages.prefix),
+        *findings.missing_normalization(model, config.evaluation.model.normalize, similarity),
+        *findings.impossible_pins(watching.checkpoint_dir, watching.pin_dir),
     ]
 
 
-def _times(
-    config: Config, plan: EvalPlan, found: Newest, placing: float, paces: Paces
-) -> Times:
-    restored = found.restored
-    return Times(
+def _checkpoint_time(
+    config: Config,
+    plan: EvalPlan,
+    newest: NewestCheckpoint,
+    placing: float,
+    encoding: EncodingTiming,
+    load: float | None,
+) -> CheckpointTime:
+    restored = newest.restored
+    return CheckpointTime(
         restore=restored.seconds + placing if restored else None,
-        legs=[_leg(plan, group, paces) for group in plan.groups],
-        first=paces.first,
-        shapes=len(paces.query.shapes) + len(paces.passage.shapes),
+        corpora=[_corpus_time(plan, group, encoding) for group in plan.groups],
+        startup=encoding.startup,
+        programs=encoding.programs,
         screened=config.evaluation.confirm is not None,
+        load=load,
     )
 
 
-def _leg(plan: EvalPlan, group: CorpusGroup, paces: Paces) -> Leg:
-    queries = [judged.queries for judged in group.sets]
+def _corpus_time(plan: EvalPlan, group: CorpusGroup, encoding: EncodingTiming) -> CorpusTime:
+    queries = [eval_set.queries for eval_set in group.sets]
     passages = group.corpus
-    reranked = any(judged.candidates for judged in group.sets)
+    reranked = any(eval_set.candidates for eval_set in group.sets)
     count = sum(store.count for store in queries)
-    return Leg(
-        names=tuple(judged.name for judged in group.sets),
-        queries=sum(paces.query.seconds(plan.query_tower.shapes(store)) for store in queries),
-        passages=paces.passage.seconds(plan.passage_tower.shapes(passages)),
+    return CorpusTime(
+        datasets=tuple(eval_set.name for eval_set in group.sets),
+        queries=sum(
+            encoding.query.seconds(plan.query_tower.shapes(store)) for store in queries
+        ),
+        passages=encoding.passage.seconds(plan.passage_tower.shapes(passages)),
         search=0.0
         if reranked
-        else timing.search_seconds(plan, count, passages.count, paces.dim),
+        else timing.search_seconds(plan, count, passages.count, encoding.dim),
     )
 
 
-def _kept(config: Config) -> tuple[str, ...]:
-    """What a run finds done."""
+def _cached(config: Config) -> tuple[str, ...]:
+    """Returns what a run will use again."""
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     programs = [f"compiled programs in {compiled}"] if compiled else []
     return (f"tokenized texts in {config.evaluation.texts.token_dir}", *programs)

@@ -1,7 +1,8 @@
-"""What looks wrong, each as a line that says what, why and the remedy.
+"""What `check` reports as wrong: each finding is a line with its reason and its remedy.
 
-An Error is what makes a validation fail or its values worthless; all else is a warning. Each
-function gives at most what it is named after, and an empty list if all is well.
+A finding is an error if a validation would fail or its results would be meaningless, and a
+warning otherwise. Each function looks for one problem, and returns an empty list if it is
+not there.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxval.check.footprint import Device, Host
-from jaxval.check.newest import Newest
+from jaxval.check.footprint import DeviceMemory, HostMemory
+from jaxval.check.newest import NewestCheckpoint
 from jaxval.check.probe import MEASURE, Ranking
 from jaxval.checkpoints.restore import Restored
 from jaxval.encoders.folder import ModelFolder
 from jaxval.metrics.significance import LEVEL, p_value
 
 QUERIES_CUT, PASSAGES_CUT = 0.02, 0.2
-"""The shares above which it is a warning that texts are cut."""
+"""Shares of texts; if more are truncated, it is a warning."""
 
 ALIKE = 0.99
-"""The mean cosine of two texts above which vectors tell nothing apart."""
+"""Mean cosine of two texts above which the vectors do not distinguish texts."""
 
 _E5 = re.compile(r"(^|[-_/])e5([-_]|$)", re.IGNORECASE)
 _INSTRUCTED = re.compile(r"mistral|instruct", re.IGNORECASE)
@@ -33,7 +34,12 @@ _INSTRUCTED = re.compile(r"mistral|instruct", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Finding:
-    """A line, and whether it is an error: a validation would fail, or be worth nothing."""
+    """Something that looks wrong.
+
+    Attributes:
+      text: what is wrong, why, and the remedy, in one line.
+      error: whether a validation would fail or its results would be meaningless.
+    """
 
     text: str
     error: bool = False
@@ -42,140 +48,171 @@ class Finding:
         return f"{'error' if self.error else 'warning'}: {self.text}"
 
 
-def unread(newest: Newest) -> list[Finding]:
-    """That there is no checkpoint to look at, or none that can be read."""
-    if isinstance(newest.fault, OSError):
-        where = newest.checkpoint.path if newest.checkpoint else newest.place
-        text = f"{where} cannot be read: {newest.fault}: check who may read it"
+def unreadable(newest: NewestCheckpoint) -> list[Finding]:
+    """Reports that there is no checkpoint, or that it cannot be read."""
+    if isinstance(newest.error, OSError):
+        path = newest.checkpoint.path if newest.checkpoint else newest.directory
+        text = f"{path} cannot be read: {newest.error}: check its permissions"
         return [Finding(text, error=True)]
-    if newest.fault is not None:
-        return [Finding(str(newest.fault), error=True)]
+    if newest.error is not None:
+        return [Finding(str(newest.error), error=True)]
     if newest.checkpoint is not None:
         return []
     return [
         Finding(
-            f"no checkpoint is committed in {newest.place}, so the parameters, the vectors and"
-            " their ranking were not looked at: start the training, then check again",
+            f"no checkpoint is committed in {newest.directory}, so the parameters, the vectors"
+            " and their ranking were not checked: start the training, then check again",
             error=True,
         )
     ]
 
 
-def cut(kind: str, dataset: str, count: int, of: int, max_len: int) -> list[Finding]:
-    """That many texts of a kind, `query` or `passage`, are longer than may be."""
-    most = {"query": QUERIES_CUT, "passage": PASSAGES_CUT}[kind]
-    if count <= most * of:
+def truncated(kind: str, dataset: str, count: int, of: int, max_len: int) -> list[Finding]:
+    """Reports that many texts are longer than the limit.
+
+    Args:
+      kind: `query` or `passage`.
+      dataset: the set's name.
+      count: number of truncated texts; of passages, those that reach the limit.
+      of: number of all texts.
+      max_len: the limit, in tokens.
+    """
+    allowed = {"query": QUERIES_CUT, "passage": PASSAGES_CUT}[kind]
+    if count <= allowed * of:
         return []
-    kinds = {"query": "queries are cut off", "passage": "passages reach the limit"}[kind]
+    what = {"query": "queries are truncated to", "passage": "passages reach the limit of"}[kind]
     return [
         Finding(
-            f"{dataset}: {count:,} of {of:,} {kinds} at {max_len} tokens, and what follows is"
-            f" not seen: set `{kind}_max_len` to what the training had, or choose more"
+            f"{dataset}: {count:,} of {of:,} {what} {max_len} tokens, and the encoder does not"
+            f" see the rest: set `{kind}_max_len` to the value of the training, or to a higher"
+            " one"
         )
     ]
 
 
-def prefixes(
+def missing_prefixes(
     model: ModelFolder | None, name: str, query_prefix: str, passage_prefix: str
 ) -> list[Finding]:
-    """Prefixes that the model's folder, or its family, asks for and that are empty.
+    """Reports empty prefixes, if the model's folder or its family asks for some.
 
     Args:
-      model: the folder, if there is one.
-      name: how the user calls it.
-      query_prefix, passage_prefix: what stands before each text.
+      model: the model folder; None if there is none.
+      name: the name by which the user calls it.
+      query_prefix: text before each query.
+      passage_prefix: text before each passage.
     """
     if model is None:
         return []
-    stands = {"query": query_prefix, "passage": passage_prefix}
-    says = {"query": model.query_prefix, "passage": model.passage_prefix}
-    found = []
-    for kind, family in _of_family(model, name).items():
-        wanted = says[kind] or family  # sentence-transformers writes empty prompts unasked
-        if wanted and not stands[kind]:
-            source = "its prompts say" if says[kind] else "E5 models are trained with"
-            found.append(
-                f"no prefix stands before each {kind}, and {source} {wanted!r}: unless your"
-                f' training left it out, set `{kind}_prefix="{wanted}"`'
+    prefixes = {"query": query_prefix, "passage": passage_prefix}
+    prompts = {"query": model.query_prefix, "passage": model.passage_prefix}
+    findings = []
+    for kind, family in _family_prefixes(model, name).items():
+        wanted = prompts[kind] or family  # sentence-transformers writes empty prompts unasked
+        if wanted and not prefixes[kind]:
+            source = "the model folder's prompt is" if prompts[kind] else "E5 models expect"
+            findings.append(
+                f"`{kind}_prefix` is empty, but {source} {wanted!r}: unless your training left"
+                f' it out, set `{kind}_prefix="{wanted}"`'
             )
-    return [Finding(text) for text in found]
+    return [Finding(text) for text in findings]
 
 
-def _of_family(model: ModelFolder, name: str) -> dict[str, str]:
-    """What the model was trained with, by its name or that of the one it was made from."""
+def _family_prefixes(model: ModelFolder, name: str) -> dict[str, str]:
+    """Returns the prefixes of the model's family, by its name or its base model's name."""
     try:
         config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
         names = [Path(name).name, str(config.get("_name_or_path", ""))]
     except (OSError, ValueError):
         names = [Path(name).name]
-    e5 = any(_E5.search(each) and not _INSTRUCTED.search(each) for each in names)
+    e5 = any(_E5.search(text) and not _INSTRUCTED.search(text) for text in names)
     return {"query": "query: ", "passage": "passage: "} if e5 else {"query": "", "passage": ""}
 
 
-def towers(restored: Restored) -> list[Finding]:
-    """Two towers that are the same."""
+def identical_towers(restored: Restored) -> list[Finding]:
+    """Reports two towers with the same parameters."""
     if not restored.untied:
         return []
     pairs = zip(
-        *(jax.tree.leaves(restored.params[t]) for t in ("query", "passage")), strict=True
+        *(jax.tree.leaves(restored.params[tower]) for tower in ("query", "passage")),
+        strict=True,
     )
-    if not all(np.array_equal(one, other) for one, other in pairs):
+    if not all(np.array_equal(query, passage) for query, passage in pairs):
         return []
     return [
         Finding(
-            f"the two towers are the same ({restored.found_at}): an untrained pair, or one of"
-            " them saved twice? If they are meant to be one, `params_path` names it"
+            f"the two towers have the same parameters ({restored.found_at}): they are not"
+            " trained yet, or the same tower was saved twice; if the towers are shared, name"
+            " one subtree by `params_path`"
         )
     ]
 
 
-def alike(kind: str, dataset: str, vectors: np.ndarray) -> list[Finding]:
-    """Vectors [n, dim] that are all nearly the same, or zero."""
+def identical_vectors(kind: str, dataset: str, vectors: np.ndarray) -> list[Finding]:
+    """Reports vectors that are nearly the same, or zero.
+
+    Args:
+      kind: `queries` or `passages`.
+      dataset: the set's name.
+      vectors: [n, dim] float32.
+    """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not norms.all():
         zeros = int((norms == 0).sum())
         text = f"{dataset}: {zeros} of {len(vectors)} vectors of {kind} are all zeros"
-        return [
-            Finding(f"{text}: the encoder makes nothing of them; is it trained?", error=True)
-        ]
-    mean = likeness(vectors)
+        return [Finding(f"{text}: check that the encoder is trained", error=True)]
+    mean = mean_cosine(vectors)
     if mean <= ALIKE:
         return []
     return [
         Finding(
-            f"{dataset}: the vectors of {len(vectors)} {kind} are all alike (their mean cosine"
-            f" is {mean:.4f}), so that the search tells nothing apart: wrong `pooling`,"
-            " another tokenizer than in training, or parameters that are not trained",
+            f"{dataset}: the vectors of {len(vectors)} {kind} are nearly identical (mean cosine"
+            f" {mean:.4f}), so the search cannot distinguish them: check `pooling`, that the"
+            " tokenizer is the training's, and that the parameters are trained",
             error=True,
         )
     ]
 
 
-def likeness(vectors: np.ndarray) -> float:
-    """The mean cosine of two of these vectors, [n, dim]; 0 of a single one."""
+def mean_cosine(vectors: np.ndarray) -> float:
+    """Returns the mean cosine of two of these vectors, [n, dim]; 0 if there is only one."""
     if (n := len(vectors)) < 2:
         return 0.0
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return float((np.square(unit.sum(0)).sum() - n) / (n * (n - 1)))
 
 
-def by_chance(dataset: str, ranking: Ranking, passages: int) -> list[Finding]:
-    """A ranking that is no better than a random one."""
+def random_ranking(dataset: str, ranking: Ranking, passages: int) -> list[Finding]:
+    """Reports a ranking that is no better than a random one.
+
+    Args:
+      dataset: the set's name.
+      ranking: how the sample was ranked.
+      passages: number of passages in the sample.
+    """
     if ranking.luck >= 1 or ranking.mean > ranking.luck:
         return []
     return [
         Finding(
             f"{dataset}: {MEASURE} is {ranking.mean:.3f} on {len(ranking.values)} queries and"
-            f" {passages} passages, and shuffling gives up to {ranking.luck:.3f}: wrong"
-            " `pooling` or prefixes, towers in the wrong order, another tokenizer than in"
-            " training, or parameters that are not trained yet",
+            f" {passages} passages, and random rankings reach {ranking.luck:.3f}: check"
+            " `pooling`, the prefixes, the order of the towers, that the tokenizer is the"
+            " training's, and that the parameters are trained",
             error=True,
         )
     ]
 
 
-def similarity(dataset: str, chosen: str, ranking: Ranking, other: Ranking) -> list[Finding]:
-    """That the other similarity ranks significantly better."""
+def better_similarity(
+    dataset: str, chosen: str, ranking: Ranking, other: Ranking
+) -> list[Finding]:
+    """Reports that the other similarity ranks significantly better.
+
+    Args:
+      dataset: the set's name.
+      chosen: `dot` or `cosine`, as the user chose.
+      ranking: by the chosen similarity.
+      other: by the other one.
+    """
     better = other.mean > ranking.mean
     if not better or p_value(other.values, ranking.values) >= LEVEL:
         return []
@@ -184,64 +221,78 @@ def similarity(dataset: str, chosen: str, ranking: Ranking, other: Ranking) -> l
         Finding(
             f"{dataset}: the vectors are not of unit length, and `similarity={name}` ranks"
             f" better than {chosen} ({MEASURE} {other.mean:.3f} against {ranking.mean:.3f}):"
-            " choose the one of the training"
+            " choose the similarity of the training"
         )
     ]
 
 
-def normalization(model: ModelFolder | None, asked: bool | None, chosen: str) -> list[Finding]:
-    """Vectors that the folder gives unit length, and the flags do not."""
-    if model is None or not model.normalize or asked is not False or chosen == "cosine":
+def missing_normalization(
+    model: ModelFolder | None, normalize: bool | None, similarity: str
+) -> list[Finding]:
+    """Reports that the user turned off the normalization of the model folder.
+
+    Args:
+      model: the model folder; None if there is none.
+      normalize: the user's setting; None if it is not set.
+      similarity: `dot` or `cosine`.
+    """
+    if model is None or not model.normalize or normalize is not False or similarity == "cosine":
         return []
     return [
         Finding(
-            "`normalize=false` leaves the vectors as long as they are, the model's folder"
-            " normalizes them, and `similarity=dot` compares lengths too: drop it, or set"
+            "`normalize=false` keeps the vectors' lengths, but the model folder normalizes"
+            " them, and `similarity=dot` depends on lengths: leave `normalize` out, or set"
             " `similarity=cosine`"
         )
     ]
 
 
-def pins(checkpoint_dir: str, pin_dir: Path) -> list[Finding]:
-    """Pins that cannot be made, since no hard link leads from one file system to another."""
+def impossible_pins(checkpoint_dir: str, pin_dir: Path) -> list[Finding]:
+    """Reports that hard links cannot lead from the checkpoints to the pins."""
     if "://" in checkpoint_dir or _device(Path(checkpoint_dir)) == _device(pin_dir):
         return []
     return [
         Finding(
-            f"`pin_dir={pin_dir}` is on another file system than the checkpoints, so that none"
-            " can be kept from being deleted: choose one beside `checkpoint_dir`"
+            f"`pin_dir={pin_dir}` is on another file system than the checkpoints, so they"
+            " cannot be protected from deletion: choose a directory beside `checkpoint_dir`"
         )
     ]
 
 
 def _device(path: Path) -> int:
-    """The file system of a path that may not be there yet."""
-    return next(one for one in (path, *path.parents) if one.exists()).stat().st_dev
+    """Returns the file system of a path, which need not exist yet."""
+    return next(part for part in (path, *path.parents) if part.exists()).stat().st_dev
 
 
-def memory(device: Device, host: Host) -> list[Finding]:
-    """Memory that will not do."""
-    found = []
-    if device.short:
-        found.append(
+def too_little_memory(device: DeviceMemory, host: HostMemory) -> list[Finding]:
+    """Reports too little memory on a device or on the host."""
+    texts = []
+    if device.too_small:
+        texts.append(
             "a device has too little memory for the parameters and a batch: lower"
             " `batch_tokens`, or set `dtype=bfloat16`"
         )
-    if host.short:
-        found.append(
-            "the machine has too little memory left for what is restored ahead and the"
+    if host.too_small:
+        texts.append(
+            "the machine has too little memory available for prefetched checkpoints and"
             " vectors: lower `host_checkpoints`, or choose another machine"
         )
-    return [Finding(text) for text in found]
+    return [Finding(text) for text in texts]
 
 
-def halved(asked: int, now: int) -> list[Finding]:
-    """Batches that were too large for the device."""
-    if now == asked:
+def reduced_batch(configured: int, fitting: int) -> list[Finding]:
+    """Reports that the batch was too large for the device.
+
+    Args:
+      configured: tokens per batch, as configured.
+      fitting: tokens per batch that fit.
+    """
+    if fitting == configured:
         return []
     return [
         Finding(
-            f"a batch of {asked:,} tokens does not fit into the device's memory, one of"
-            f" {now:,} does: set `batch_tokens={now}`, so that no validation has to find out"
+            f"a batch of {configured:,} tokens does not fit into the device's memory, but one"
+            f" of {fitting:,} does: set `batch_tokens={fitting}`, so that validations do not"
+            " start with batches that fail"
         )
     ]

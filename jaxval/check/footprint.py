@@ -1,4 +1,4 @@
-"""What a validation will hold in memory, on a device and on the host."""
+"""Estimates the memory that a validation needs, on each device and on the host."""
 
 from __future__ import annotations
 
@@ -6,114 +6,115 @@ import contextlib
 import resource
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
-from jaxval.check.timing import Pace, batch
+from jaxval.check.timing import TowerTiming, make_batch
 from jaxval.evaluation.encode import Tower
 from jaxval.evaluation.plan import EvalPlan, TowerParams
 from jaxval.records import Params
 
-_MEMINFO = Path("/proc/meminfo")
-_CHUNKS = 3  # one is gathered and joined, while another is searched
+_CHUNKS = 3  # one in parts, its joined copy, and one that is searched
+_HIT_BYTES = 12  # a float32 score and an int64 row
 
 
 @dataclass(frozen=True)
-class Device:
-    """Of each device, in bytes; None where JAX does not say.
+class DeviceMemory:
+    """Memory of each device, in bytes.
 
     Attributes:
-      params: the parameters.
-      batch: beside them, what the program of the widest batch needs.
-      room: what JAX may take.
+      params: size of the parameters.
+      batch: what the program of the widest batch needs besides; None if JAX does not say.
+      limit: what JAX may allocate; None if JAX does not say.
     """
 
     params: int
     batch: int | None
-    room: int | None
+    limit: int | None
 
     @property
-    def short(self) -> bool:
-        """Whether the room is known to be too small."""
-        return self.room is not None and self.params + (self.batch or 0) > self.room
+    def too_small(self) -> bool:
+        """Whether the limit is known and too low."""
+        return self.limit is not None and self.params + (self.batch or 0) > self.limit
 
 
 @dataclass(frozen=True)
-class Host:
-    """In bytes; None where the system does not say.
+class HostMemory:
+    """Memory of the host, in bytes.
 
     Attributes:
-      taken: the most that this process has held, libraries and one checkpoint included.
-      ahead: checkpoints restored ahead.
-      vectors: of the queries, and the passages' chunks.
-      free: what the machine has left.
+      peak: the most that this process has used so far, libraries and one checkpoint included.
+      prefetched: size of the checkpoints that are restored ahead of time.
+      vectors: size of the query vectors and of the chunks of passage vectors.
+      available: what the machine has available.
     """
 
-    taken: int
-    ahead: int
+    peak: int
+    prefetched: int
     vectors: int
-    free: int | None
+    available: int
 
     @property
-    def short(self) -> bool:
-        """Whether there is known to be too little left."""
-        return self.free is not None and self.ahead + self.vectors > self.free
+    def too_small(self) -> bool:
+        """Whether less is available than will be needed."""
+        return self.prefetched + self.vectors > self.available
 
 
-def size(params: Params) -> int:
-    """Bytes of a tree of arrays, or of their shapes."""
+def device_memory(plan: EvalPlan, params: TowerParams, timing: TowerTiming) -> DeviceMemory:
+    """Returns the memory of each device while it encodes passages.
+
+    Args:
+      plan: names the devices and the corpora.
+      params: parameters on the devices.
+      timing: the passage tower's timing, which says which shapes it runs.
+    """
+    stores = [group.corpus for group in plan.groups]
+    tied = params.query is params.passage
+    size = tree_bytes(params.passage) + (0 if tied else tree_bytes(params.query))
+    stats = plan.devices[0].memory_stats() or {}
+    widest = max(timing.timed, key=lambda shape: (shape[1], shape[0]))
+    ids, lengths = make_batch(stores, widest, len(plan.devices))
+    batch = _program_bytes(plan.passage_tower, params.passage, ids, lengths)
+    return DeviceMemory(size, batch, stats.get("bytes_limit"))
+
+
+def host_memory(plan: EvalPlan, params: int, checkpoints: int, dim: int) -> HostMemory:
+    """Returns the memory that the process needs on the host.
+
+    Args:
+      plan: names the sets and the corpora.
+      params: bytes of a checkpoint's parameters.
+      checkpoints: number of checkpoints that are restored ahead of time.
+      dim: dimension of the vectors.
+    """
+    row = 4 * dim  # bytes of a float32 vector
+    queries = max(
+        sum(eval_set.queries.count for eval_set in group.sets) for group in plan.groups
+    )
+    passages = max(group.corpus.count for group in plan.groups)
+    chunk = min(4 * plan.passage_tower.chunk_floats, passages * row)
+    hits = queries * plan.depth * _HIT_BYTES
+    vectors = 2 * queries * row + _CHUNKS * (chunk + hits)
+    available = int(psutil.virtual_memory().available)
+    return HostMemory(_peak(), checkpoints * params, vectors, available)
+
+
+def tree_bytes(params: Params) -> int:
+    """Returns the size of a tree of arrays or of jax.ShapeDtypeStruct, in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
-def on_device(plan: EvalPlan, params: TowerParams, pace: Pace) -> Device:
-    """Of each device of the bench, while it encodes passages."""
-    stores = [group.corpus for group in plan.groups]
-    tied = params.query is params.passage
-    held = size(params.passage) + (0 if tied else size(params.query))
-    stats = plan.devices[0].memory_stats() or {}
-    widest = max(pace.timed, key=lambda shape: (shape[1], shape[0]))
-    ids, lengths = batch(stores, widest, len(plan.devices))
-    needs = _program(plan.passage_tower, params.passage, ids, lengths)
-    return Device(held, needs, stats.get("bytes_limit"))
-
-
-def on_host(plan: EvalPlan, params: int, checkpoints: int, dim: int) -> Host:
-    """Of the whole process.
-
-    Args:
-      bench: what it will work on.
-      params: bytes of a checkpoint's.
-      checkpoints: how many are restored ahead.
-      dim: components of a vector.
-    """
-    row = 4 * dim
-    queries = max(sum(one.queries.count for one in group.sets) for group in plan.groups)
-    longest = max(group.corpus.count for group in plan.groups)
-    chunk = min(4 * plan.passage_tower.chunk_floats, longest * row)
-    hits = queries * plan.depth * 12
-    vectors = 2 * queries * row + _CHUNKS * (chunk + hits)
-    return Host(_taken(), checkpoints * params, vectors, _free())
-
-
-def _program(tower: Tower, params: Params, *arrays: Any) -> int | None:
-    """Bytes on a device beside the parameters; compiled before, it is only looked up."""
-    # Not every platform says: JAX gives None, or raises what XLA does.
+def _program_bytes(tower: Tower, params: Params, *arrays: Any) -> int | None:
+    """Returns the bytes that a batch needs besides the parameters; None if unknown."""
+    # Some platforms do not say: JAX returns None, or raises XLA's error.
     with contextlib.suppress(AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
-        found = tower.compile(params, *arrays).memory_analysis()
-        return int(found.temp_size_in_bytes + found.output_size_in_bytes)
+        analysis = tower.compile(params, *arrays).memory_analysis()
+        return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
     return None
 
 
-def _taken() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def _free() -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        lines = _MEMINFO.read_text().splitlines()
-        (said,) = [line for line in lines if line.startswith("MemAvailable:")]
-        return int(said.split()[1]) * 1024
-    return None
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

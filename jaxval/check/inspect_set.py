@@ -1,99 +1,130 @@
-"""One set: its texts, and what a sample of it is encoded to and how that is ranked."""
+"""Inspects one set: its texts, and the vectors and the ranking of a sample of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from jaxval.check import findings
-from jaxval.check.check_report import SetReport, Texts, Vectors
+from jaxval.check.check_report import SetReport, TextStats, VectorStats
 from jaxval.check.findings import Finding
-from jaxval.check.probe import Part, Ranking, Sample, choose, rank
-from jaxval.corpus.readers import read_texts, render
+from jaxval.check.probe import Ranking, Sample, StorePart, choose_sample, rank_sample
+from jaxval.corpus.datasets import QuerySet
+from jaxval.corpus.readers import render
 from jaxval.corpus.token_store import Recipe, TokenStore
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.errors import NonFiniteError
 from jaxval.evaluation.encode import Tower, matrix
+from jaxval.evaluation.encoding import Encoding
 from jaxval.evaluation.plan import EvalPlan, EvalSet, TowerParams
-from jaxval.evaluation.prepare import Prepared
-from jaxval.records import DatasetFiles, Params, Progress
+from jaxval.records import Params, Progress
 
-_UNEQUAL = 1.01  # the longest vector over the shortest: else all similarities agree
+_EQUAL_NORMS = 1.01  # longest to shortest vector; below that, both similarities agree
 
 
-def texts(
-    prepared: Prepared, judged: EvalSet, corpus: TokenStore, files: DatasetFiles
+def inspect_texts(
+    plan: EvalPlan, encoding: Encoding, judged: EvalSet, corpus: TokenStore, queries: QuerySet
 ) -> SetReport:
-    """A set's texts."""
-    plan, encoding = prepared.plan, prepared.encoding
-    queries, passages = encoding.queries, encoding.passages
-    cut = _longer(judged.queries, queries, encoding.tokenizer, files)
+    """Describes a set's texts.
+
+    Args:
+      plan: names the towers.
+      encoding: the tokenizer, and how texts are rendered.
+      judged: the set.
+      corpus: its passages.
+      queries: its queries as text.
+    """
+    truncated = _count_truncated(judged.queries, queries, encoding.queries, encoding.tokenizer)
     counts = [len(rows) for rows in judged.candidates or ()]
     return SetReport(
         name=judged.name,
+        queries=TextStats(
+            judged.queries,
+            encoding.queries,
+            plan.query_tower.shapes(judged.queries),
+            truncated,
+        ),
+        passages=TextStats(
+            corpus, encoding.passages, plan.passage_tower.shapes(corpus), corpus.full
+        ),
         candidates=sum(counts) / len(counts) if counts else None,
-        queries=Texts(judged.queries, queries, plan.query_tower.shapes(judged.queries), cut),
-        passages=Texts(corpus, passages, plan.passage_tower.shapes(corpus), corpus.full),
     )
 
 
-def _longer(store: TokenStore, recipe: Recipe, made: Tokenizer, files: DatasetFiles) -> int:
-    """How many queries are cut. Those that fill the limit are tokenized with room for more."""
+def _count_truncated(
+    store: TokenStore, queries: QuerySet, recipe: Recipe, tokenizer: Tokenizer
+) -> int:
+    """Returns how many queries are truncated.
+
+    Queries that reach the limit are tokenized again, with room for one token more.
+    """
     if not store.full:
         return 0
-    filling = set(store.ids(store.rows[np.asarray(store.lengths) >= recipe.max_len]))
-    rendered = [
+    full = set(store.ids(store.rows[np.asarray(store.lengths) >= recipe.max_len]))
+    texts = [
         render(text, recipe.template, recipe.prefix)
-        for text in read_texts(files.queries)
-        if text.id in filling
+        for text in queries.texts
+        if text.id in full
     ]
-    return sum(len(ids) > recipe.max_len for ids in made.encode(rendered, recipe.max_len + 1))
+    return sum(len(ids) > recipe.max_len for ids in tokenizer.encode(texts, recipe.max_len + 1))
 
 
-def cut(seen: SetReport) -> Iterator[Finding]:
-    """What is doubtful about a set's texts."""
-    for kind, each in {"query": seen.queries, "passage": seen.passages}.items():
-        limit = each.recipe.max_len
-        yield from findings.cut(kind, seen.name, each.cut, each.store.count, limit)
+def truncation_findings(report: SetReport) -> list[Finding]:
+    """Returns what looks wrong about the lengths of a set's texts."""
+    return [
+        finding
+        for kind, stats in {"query": report.queries, "passage": report.passages}.items()
+        for finding in findings.truncated(
+            kind, report.name, stats.truncated, stats.store.count, stats.recipe.max_len
+        )
+    ]
 
 
-def encoded(
-    seen: SetReport, plan: EvalPlan, judged: EvalSet, params: TowerParams, progress: Progress
+def inspect_vectors(
+    report: SetReport, plan: EvalPlan, judged: EvalSet, params: TowerParams, progress: Progress
 ) -> tuple[SetReport, list[Finding]]:
-    """The set with the vectors of a sample and its ranking, and what is doubtful of these."""
-    sample = choose(judged, seen.passages.store)
+    """Encodes a sample of a set and ranks it.
+
+    Args:
+      report: what is known of the set.
+      plan: names the towers, and says how to search.
+      judged: the set.
+      params: parameters on the devices.
+      progress: shows the encoding.
+
+    Returns:
+      The report with vectors and ranking, and what looks wrong about them.
+    """
+    sample = choose_sample(judged, report.passages.store)
     try:
-        queries = _vectors(plan.query_tower, params.query, sample.queries, progress)
-        passages = _vectors(plan.passage_tower, params.passage, sample.passages, progress)
+        queries = _encode(plan.query_tower, params.query, sample.queries, progress)
+        passages = _encode(plan.passage_tower, params.passage, sample.passages, progress)
     except NonFiniteError as error:
-        return seen, [Finding(f"{seen.name}: {error}", error=True)]
-    found = [
-        *findings.alike("queries", seen.name, queries),
-        *findings.alike("passages", seen.name, passages),
+        return report, [Finding(f"{report.name}: {error}", error=True)]
+    problems = [
+        *findings.identical_vectors("queries", report.name, queries),
+        *findings.identical_vectors("passages", report.name, passages),
     ]
     ranking = _rank(plan, sample, queries, passages, plan.similarity)
-    if ranking is not None and not found:
-        found += findings.by_chance(seen.name, ranking, sample.passages.count)
-        found += _other_similarity(seen.name, plan, sample, queries, passages, ranking)
-    vectors = _described(queries, passages)
-    return replace(seen, vectors=vectors, ranking=ranking), found
+    if ranking is not None and not problems:
+        problems += findings.random_ranking(report.name, ranking, sample.passages.count)
+        problems += _compare_similarities(report.name, plan, sample, queries, passages, ranking)
+    return replace(report, vectors=_describe(queries, passages), ranking=ranking), problems
 
 
-def _vectors(tower: Tower, params: Params, part: Part, progress: Progress) -> np.ndarray:
-    return matrix(
-        tower.chunks(params, part, progress("encoding a sample", part.count)), part.count
-    )
+def _encode(tower: Tower, params: Params, part: StorePart, progress: Progress) -> np.ndarray:
+    bar = progress("encoding a sample", part.count)
+    return matrix(tower.chunks(params, part, bar), part.count)
 
 
 def _rank(
     plan: EvalPlan, sample: Sample, queries: np.ndarray, passages: np.ndarray, similarity: str
 ) -> Ranking | None:
-    return rank(sample, queries, passages, similarity, plan.index_dtype)
+    return rank_sample(sample, queries, passages, similarity, plan.index_dtype)
 
 
-def _other_similarity(
+def _compare_similarities(
     name: str,
     plan: EvalPlan,
     sample: Sample,
@@ -101,26 +132,30 @@ def _other_similarity(
     passages: np.ndarray,
     ranking: Ranking,
 ) -> list[Finding]:
-    """Whether the one that was not chosen ranks better; of unit vectors both are the same."""
-    shortest, longest = _lengths(passages)
-    if longest <= _UNEQUAL * shortest:
+    """Reports whether the other similarity ranks better; on unit vectors both are the same."""
+    shortest, longest = _norms(passages)
+    if longest <= _EQUAL_NORMS * shortest:
         return []
     other = {"dot": "cosine", "cosine": "dot"}[plan.similarity]
-    ranked = _rank(plan, sample, queries, passages, other)
-    return findings.similarity(name, plan.similarity, ranking, ranked) if ranked else []
+    by_other = _rank(plan, sample, queries, passages, other)
+    if by_other is None:
+        return []
+    return findings.better_similarity(name, plan.similarity, ranking, by_other)
 
 
-def _lengths(vectors: np.ndarray) -> tuple[float, float]:
+def _norms(vectors: np.ndarray) -> tuple[float, float]:
+    """Returns the norms of the shortest and of the longest vector."""
     norms = np.linalg.norm(vectors, axis=1)
     return float(norms.min()), float(norms.max())
 
 
-def _described(queries: np.ndarray, passages: np.ndarray) -> Vectors:
-    both = [*_lengths(queries), *_lengths(passages)]
-    return Vectors(
+def _describe(queries: np.ndarray, passages: np.ndarray) -> VectorStats:
+    norms = [*_norms(queries), *_norms(passages)]
+    return VectorStats(
         queries=len(queries),
         passages=len(passages),
         dim=queries.shape[1],
-        lengths=(min(both), max(both)),
-        likeness=(findings.likeness(queries), findings.likeness(passages)),
+        norms=(min(norms), max(norms)),
+        query_cosine=findings.mean_cosine(queries),
+        passage_cosine=findings.mean_cosine(passages),
     )

@@ -1,4 +1,4 @@
-"""The newest checkpoint, read where the trainer wrote it: no pin is made."""
+"""The newest checkpoint, read from the trainer's directory without a pin."""
 
 from __future__ import annotations
 
@@ -15,44 +15,59 @@ from jaxval.records import Checkpoint
 _TRIES = 3
 
 Listing = Callable[[str], Sequence[Checkpoint]]
-"""The committed checkpoints of a directory, in step order."""
+"""Returns the committed checkpoints of a directory, in step order."""
 
 
 @dataclass(frozen=True)
-class Newest:
-    """The newest checkpoint.
+class NewestCheckpoint:
+    """The newest checkpoint of a directory, and its parameters.
 
     Attributes:
-      place: the trainer's directory.
-      count: how many are committed in it.
-      checkpoint: None if there is none.
-      restored: None if it could not be read.
-      fault: why it could not.
+      directory: the trainer's directory.
+      count: number of committed checkpoints in it.
+      checkpoint: the newest one; None if there is none.
+      restored: its parameters in host memory; None if they could not be read.
+      error: why they could not be read; None if they were.
     """
 
-    place: str
+    directory: str
     count: int = 0
     checkpoint: Checkpoint | None = None
     restored: Restored | None = None
-    fault: JaxvalError | OSError | None = None
+    error: JaxvalError | OSError | None = None
 
 
-def newest(place: str, plan: EvalPlan, listing: Listing = committed) -> Newest:
-    """Lists the directory and restores its last step. If the trainer deletes that meanwhile,
-    there is a newer one."""
+def find_newest(
+    directory: str, plan: EvalPlan, listing: Listing = committed
+) -> NewestCheckpoint:
+    """Lists a directory and restores its last checkpoint.
+
+    If the trainer deletes the checkpoint meanwhile, lists again and takes the next one.
+
+    Args:
+      directory: the trainer's directory.
+      plan: says which parameters the encoder needs.
+      listing: lists the directory.
+    """
     for _ in range(_TRIES):
-        there = listing(place)
-        if not there:
-            return Newest(place)
-        found = _restored(Newest(place, len(there), there[-1]), there[-1], plan)
-        if not isinstance(found.fault, VanishedError):
+        checkpoints = listing(directory)
+        if not checkpoints:
+            return NewestCheckpoint(directory)
+        newest = _restore(
+            NewestCheckpoint(directory, len(checkpoints), checkpoints[-1]),
+            checkpoints[-1],
+            plan,
+        )
+        if not isinstance(newest.error, VanishedError):
             break
-    return found
+    return newest
 
 
-def _restored(found: Newest, checkpoint: Checkpoint, plan: EvalPlan) -> Newest:
+def _restore(
+    newest: NewestCheckpoint, checkpoint: Checkpoint, plan: EvalPlan
+) -> NewestCheckpoint:
     try:
         restored = load(checkpoint, plan)
     except (JaxvalError, OSError) as error:
-        return replace(found, fault=error)
-    return replace(found, restored=restored)
+        return replace(newest, error=error)
+    return replace(newest, restored=restored)

@@ -27,7 +27,7 @@ _ENOUGH = 16  # queries, and passages: with fewer, chance alone makes a good ran
 
 
 @dataclass(frozen=True)
-class Part:
+class StorePart:
     """Some texts of a token store, in its widths. Their rows count from 0.
 
     Attributes:
@@ -65,7 +65,7 @@ class Part:
         return np.arange(self.count)
 
     @property
-    def places(self) -> np.ndarray:
+    def store_rows(self) -> np.ndarray:
         """[count] int64, the row of each text in the store."""
         return np.asarray(self.store.rows[self.positions])
 
@@ -86,8 +86,8 @@ class Sample:
       judgments: Of these queries on these passages.
     """
 
-    queries: Part
-    passages: Part
+    queries: StorePart
+    passages: StorePart
     judgments: Judgments
 
 
@@ -112,7 +112,7 @@ class Ranking:
         return float(self.values.mean())
 
 
-def choose(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
+def choose_sample(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sample:
     """Returns queries from all over the set with passages from all over the corpus.
 
     The passages contain the best one of each chosen query. The others fill up to `size`.
@@ -140,7 +140,7 @@ def _answers(judgments: Judgments) -> tuple[np.ndarray, np.ndarray]:
     return answered, row[order][first]
 
 
-def _among(queries: Part, passages: Part, judgments: Judgments) -> Judgments:
+def _among(queries: StorePart, passages: StorePart, judgments: Judgments) -> Judgments:
     """Returns the judgments of these queries on these passages, over the parts' rows."""
     query = _places(queries, judgments.query)
     row = _places(passages, judgments.row)
@@ -149,14 +149,14 @@ def _among(queries: Part, passages: Part, judgments: Judgments) -> Judgments:
     return Judgments(query[both], row[both], judgments.grade[both], queries.count)
 
 
-def _places(part: Part, rows: np.ndarray) -> np.ndarray:
+def _places(part: StorePart, rows: np.ndarray) -> np.ndarray:
     """Returns the row in the part of each row of its store; -1 where the part lacks it."""
-    order = np.argsort(part.places)
-    at = np.minimum(np.searchsorted(part.places[order], rows), part.count - 1)
-    return np.where(part.places[order][at] == rows, order[at], -1)
+    order = np.argsort(part.store_rows)
+    at = np.minimum(np.searchsorted(part.store_rows[order], rows), part.count - 1)
+    return np.where(part.store_rows[order][at] == rows, order[at], -1)
 
 
-def rank(
+def rank_sample(
     sample: Sample, queries: np.ndarray, passages: np.ndarray, similarity: str, dtype: str
 ) -> Ranking | None:
     """Ranks the sample's passages for its queries.
@@ -201,5 +201,5 @@ def _spread(values: np.ndarray, count: int) -> np.ndarray:
     return spread
 
 
-def _part(store: TokenStore, rows: np.ndarray) -> Part:
-    return Part(store, np.flatnonzero(np.isin(store.rows, rows)))
+def _part(store: TokenStore, rows: np.ndarray) -> StorePart:
+    return StorePart(store, np.flatnonzero(np.isin(store.rows, rows)))

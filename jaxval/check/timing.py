@@ -1,14 +1,14 @@
-"""How long a checkpoint will take: batches of the real shapes, timed, times their number."""
+"""Estimates how long a checkpoint takes: times a batch of each shape, and counts batches."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+import psutil
 
 from jaxval.evaluation.encode import Tokens, Tower
 from jaxval.evaluation.plan import EvalPlan, TowerParams
@@ -16,142 +16,159 @@ from jaxval.evaluation.search import FaissSearcher
 from jaxval.records import Bar, Params
 
 Shape = tuple[int, int]
-"""Rows on all devices, and width."""
+"""Shape of a batch: rows on all devices together, and width in tokens."""
 
-_PATIENCE = 60.0  # seconds for a tower; shapes beyond that are inferred from the others
-_IN_TURN = 2
-_BUSY = 0.5
-_VECTORS, _QUERIES = 4096, 1024  # of the search that is timed
+_TIME_LIMIT = 60.0  # seconds per tower; later shapes are interpolated
+_REPEATS = 2
+_HIGH_LOAD = 0.5
+_SEARCH_PASSAGES, _SEARCH_QUERIES = 4096, 1024  # of the timed search, at most
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A batch of one shape.
+class BatchTiming:
+    """How long batches of one shape take.
 
     Attributes:
-      compiled: seconds that its program took to be made, or found where it is kept.
-      seconds: of a batch since then.
-      dim: components of a vector.
+      compile_seconds: seconds to compile the program, or to load it from the compilation
+        cache.
+      seconds: seconds per batch after that.
+      dim: dimension of the vectors.
     """
 
-    compiled: float
+    compile_seconds: float
     seconds: float
     dim: int
 
 
 @dataclass(frozen=True)
-class Pace:
-    """One tower's batches: how many there are of each shape, and how long they take.
+class TowerTiming:
+    """How many batches of each shape a tower encodes, and how long they take.
 
     Attributes:
-      shapes: of all that it encodes, how many batches.
-      timed: those shapes that were tried, the ones with most tokens first.
+      shapes: shape -> number of batches, over all that the tower encodes.
+      timed: shape -> timing, of the shapes that were timed.
     """
 
     shapes: Mapping[Shape, int]
-    timed: Mapping[Shape, Timed]
+    timed: Mapping[Shape, BatchTiming]
 
     @property
-    def untried(self) -> int:
-        """Shapes that were not tried."""
+    def untimed(self) -> int:
+        """Number of shapes that were not timed."""
         return len(self.shapes) - len(self.timed)
 
     def seconds(self, shapes: Mapping[Shape, int]) -> float:
-        """Of so many batches. The rate of a shape that was not tried is between those of the
-        widths beside it."""
-        rates = {
-            width: one.seconds / (rows * width) for (rows, width), one in self.timed.items()
+        """Returns the seconds that batches take.
+
+        The time per token of a shape that was not timed is interpolated between the widths
+        that were.
+
+        Args:
+          shapes: shape -> number of batches.
+        """
+        per_token = {
+            width: timing.seconds / (rows * width)
+            for (rows, width), timing in self.timed.items()
         }
-        widths = sorted(rates)
+        widths = sorted(per_token)
+        rates = [per_token[width] for width in widths]
         total = 0.0
         for (rows, width), count in shapes.items():
-            rate = np.interp(width, widths, [rates[each] for each in widths])
-            known = self.timed.get((rows, width))
-            total += count * (known.seconds if known else rows * width * float(rate))
+            timing = self.timed.get((rows, width))
+            rate = float(np.interp(width, widths, rates))
+            total += count * (timing.seconds if timing else rows * width * rate)
         return total
 
 
 @dataclass(frozen=True)
-class Paces:
-    """Of both towers.
+class EncodingTiming:
+    """Timings of both towers.
 
     Attributes:
-      query, passage: each tower's.
-      loading: seconds to trace the most frequent shape and load its program from where it
-        was kept.
+      query: timing of the query tower.
+      passage: timing of the passage tower.
+      loading: seconds to trace the program of the most frequent shape and to load it from
+        the compilation cache.
     """
 
-    query: Pace
-    passage: Pace
+    query: TowerTiming
+    passage: TowerTiming
     loading: float
 
     @property
-    def first(self) -> float:
+    def startup(self) -> float:
         """Seconds that the first checkpoint of a run takes for the programs of all shapes."""
-        both = (self.query, self.passage)
-        slowest = max(one.compiled for pace in both for one in pace.timed.values())
-        tried = sum(len(pace.timed) for pace in both)
-        untried = sum(pace.untried for pace in both)
-        return tried * self.loading + untried * max(slowest, self.loading)
+        towers = (self.query, self.passage)
+        slowest = max(
+            timing.compile_seconds for tower in towers for timing in tower.timed.values()
+        )
+        timed = sum(len(tower.timed) for tower in towers)
+        untimed = sum(tower.untimed for tower in towers)
+        return timed * self.loading + untimed * max(slowest, self.loading)
+
+    @property
+    def programs(self) -> int:
+        """Number of programs, one per shape and tower."""
+        return len(self.query.shapes) + len(self.passage.shapes)
 
     @property
     def dim(self) -> int:
-        """Components of a vector."""
+        """Dimension of the vectors."""
         return next(iter(self.passage.timed.values())).dim
 
 
-def paces(
+def time_encoding(
     plan: EvalPlan,
     params: TowerParams,
     bar: Callable[[int], Bar],
     clock: Callable[[], float] = time.perf_counter,
-) -> Paces:
-    """Tries the batches of each tower, most tokens first, for a minute each at most.
+) -> EncodingTiming:
+    """Times batches of each tower, the shapes with most tokens first, for a minute per tower.
 
     Args:
-      bench: whose sets are to be encoded.
-      params: on its devices; what they hold does not matter.
-      bar: shows the work, a unit a shape.
-      clock: seconds.
+      plan: names the towers and the sets to encode.
+      params: parameters on the devices; their values do not matter.
+      bar: makes a progress bar of a given number of shapes.
+      clock: returns seconds.
     """
-    queries = [judged.queries for judged in plan.sets]
+    queries = [eval_set.queries for eval_set in plan.sets]
     passages = [group.corpus for group in plan.groups]
-    work = [
-        (plan.query_tower, params.query, queries),
-        (plan.passage_tower, params.passage, passages),
-    ]
-    counts = [_shapes(tower, stores) for tower, _, stores in work]
-    with bar(sum(map(len, counts))) as shown:
-        found = [
-            Pace(shapes, _try(plan, *each, shapes, shown, clock))
-            for each, shapes in zip(work, counts, strict=True)
-        ]
-    query, passage = found
-    return Paces(query, passage, _loading(plan, params.passage, passages, passage, clock))
+    query_shapes = _count_shapes(plan.query_tower, queries)
+    passage_shapes = _count_shapes(plan.passage_tower, passages)
+    with bar(len(query_shapes) + len(passage_shapes)) as shown:
+        query = _time_tower(
+            plan, plan.query_tower, params.query, queries, query_shapes, shown, clock
+        )
+        passage = _time_tower(
+            plan, plan.passage_tower, params.passage, passages, passage_shapes, shown, clock
+        )
+    loading = _time_loading(plan, params.passage, passages, passage, clock)
+    return EncodingTiming(query, passage, loading)
 
 
-def _loading(
+def _time_loading(
     plan: EvalPlan,
     params: Params,
     stores: Sequence[Tokens],
-    pace: Pace,
+    timing: TowerTiming,
     clock: Callable[[], float],
 ) -> float:
     jax.clear_caches()  # as at the start of a process
-    arrays = batch(stores, next(iter(pace.timed)), len(plan.devices))
-    return _time(plan.passage_tower, params, *arrays, clock).compiled
+    arrays = make_batch(stores, next(iter(timing.timed)), len(plan.devices))
+    return _time_batch(plan.passage_tower, params, *arrays, clock).compile_seconds
 
 
-def _shapes(tower: Tower, stores: Sequence[Tokens]) -> dict[Shape, int]:
+def _count_shapes(tower: Tower, stores: Sequence[Tokens]) -> dict[Shape, int]:
+    """Returns shape -> number of batches, the shape with most tokens first."""
     total: dict[Shape, int] = {}
     for store in stores:
         for shape, count in tower.shapes(store).items():
             total[shape] = total.get(shape, 0) + count
-    most = sorted(total, key=lambda shape: -shape[0] * shape[1] * total[shape])
-    return {shape: total[shape] for shape in most}
+    order = sorted(total, key=lambda shape: -shape[0] * shape[1] * total[shape])
+    return {shape: total[shape] for shape in order}
 
 
-def _try(
+def _time_tower(
     plan: EvalPlan,
     tower: Tower,
     params: Params,
@@ -159,37 +176,47 @@ def _try(
     shapes: Mapping[Shape, int],
     bar: Bar,
     clock: Callable[[], float],
-) -> dict[Shape, Timed]:
+) -> TowerTiming:
     start = clock()
-    timed: dict[Shape, Timed] = {}
+    timed: dict[Shape, BatchTiming] = {}
     for shape in shapes:
-        if not timed or clock() - start < _PATIENCE:
-            ids, lengths = batch(stores, shape, len(plan.devices))
-            timed[shape] = _time(tower, params, ids, lengths, clock)
+        if not timed or clock() - start < _TIME_LIMIT:
+            ids, lengths = make_batch(stores, shape, len(plan.devices))
+            timed[shape] = _time_batch(tower, params, ids, lengths, clock)
         bar.update(1)
-    return timed
+    return TowerTiming(shapes, timed)
 
 
-def batch(
+def make_batch(
     stores: Sequence[Tokens], shape: Shape, devices: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Real tokens in this shape: ids [devices, rows, width], lengths [devices, rows]."""
+    """Returns a batch of real texts.
+
+    Args:
+      stores: one of them has a bucket of this width.
+      shape: shape of the batch.
+      devices: number of devices, a divisor of the rows.
+
+    Returns:
+      Token ids [devices, rows, width], and the texts' lengths [devices, rows].
+    """
     rows, width = shape
-    found = [(store, one) for store in stores for one in store.buckets if one.width == width]
-    store, bucket = found[0]
-    texts = np.arange(rows) % bucket.count
-    ids = store.matrix(bucket)[texts].reshape(devices, rows // devices, width)
-    lengths = np.asarray(store.lengths)[bucket.start + texts]
+    store, bucket = next(
+        (store, bucket) for store in stores for bucket in store.buckets if bucket.width == width
+    )
+    positions = np.arange(rows) % bucket.count
+    ids = store.matrix(bucket)[positions].reshape(devices, rows // devices, width)
+    lengths = np.asarray(store.lengths)[bucket.start + positions]
     return ids, lengths.reshape(devices, rows // devices)
 
 
-def _time(
+def _time_batch(
     tower: Tower,
     params: Params,
     ids: np.ndarray,
     lengths: np.ndarray,
     clock: Callable[[], float],
-) -> Timed:
+) -> BatchTiming:
     def run(times: int) -> float:
         start = clock()
         vectors = [tower.run(params, ids, lengths) for _ in range(times)]
@@ -197,27 +224,43 @@ def _time(
         return clock() - start
 
     dim = int(jax.eval_shape(tower.run, params, ids, lengths).shape[-1])
-    first, again = run(1), run(_IN_TURN) / _IN_TURN
-    return Timed(max(0.0, first - again), again, dim)
+    first, later = run(1), run(_REPEATS) / _REPEATS
+    return BatchTiming(max(0.0, first - later), later, dim)
 
 
-def busy(
-    load: Callable[[], tuple[float, float, float]] = os.getloadavg, cores: int | None = None
+def high_load(
+    load: Callable[[], tuple[float, float, float]] = psutil.getloadavg,
+    cores: int | None = None,
 ) -> float | None:
-    """Processes a core that ran or waited in the last minute, if there were enough of them to
-    make every time uncertain."""
-    each = load()[0] / (cores or os.cpu_count() or 1)
-    return each if each > _BUSY else None
+    """Returns the machine's load per core if it is too high for exact timings, else None.
+
+    Args:
+      load: returns the mean number of running and waiting processes over the last 1, 5 and
+        15 minutes.
+      cores: number of logical CPUs; None asks the system.
+    """
+    per_core = load()[0] / (cores or psutil.cpu_count() or 1)
+    return per_core if per_core > _HIGH_LOAD else None
 
 
 def search_seconds(plan: EvalPlan, queries: int, passages: int, dim: int) -> float:
-    """Of a search of so many vectors, by one of fewer."""
-    some, asked = min(passages, _VECTORS), min(queries, _QUERIES)
+    """Estimates the seconds of a search, from a timed search of fewer vectors.
+
+    Args:
+      plan: says how to search.
+      queries: number of queries.
+      passages: number of passages.
+      dim: dimension of the vectors.
+    """
+    few_passages, few_queries = min(passages, _SEARCH_PASSAGES), min(queries, _SEARCH_QUERIES)
     rng = np.random.default_rng(0)
-    vectors, texts = (rng.normal(size=(n, dim)).astype(np.float32) for n in (some, asked))
-    searcher = FaissSearcher(texts, plan.depth, plan.similarity, dtype=plan.index_dtype)
-    searcher.add(vectors[:1], np.arange(1))  # it takes its time to begin
+    passage_vectors, query_vectors = (
+        rng.normal(size=(count, dim)).astype(np.float32)
+        for count in (few_passages, few_queries)
+    )
+    searcher = FaissSearcher(query_vectors, plan.depth, plan.similarity, dtype=plan.index_dtype)
+    searcher.add(passage_vectors[:1], np.arange(1))  # the first call also initializes FAISS
     start = time.perf_counter()
-    searcher.add(vectors, np.arange(some) + 1)
-    spent = time.perf_counter() - start
-    return spent * (passages / some) * (queries / asked)
+    searcher.add(passage_vectors, np.arange(few_passages) + 1)
+    seconds = time.perf_counter() - start
+    return seconds * (passages / few_passages) * (queries / few_queries)

@@ -60,7 +60,8 @@ def read_commit(path: epath.Path) -> Checkpoint | None:
 
 def files(path: epath.PathLike) -> list[str]:
     """Every file below `path`, relative to it, sorted; `.` if it is one itself; none if it
-    is gone."""
+    is gone.
+    """
     root = epath.Path(path)
     if root.is_file():
         return ["."]
@@ -99,7 +100,8 @@ def _metadata_stamp(path: epath.Path) -> int | None:
 
 def _is_msgpack(path: epath.Path) -> bool:
     """Whether flax.training.checkpoints wrote it before it used Orbax; it renames a file when
-    it is whole."""
+    it is whole.
+    """
     with path.open("rb") as file:
         head = bytes(file.read(6))
     return bool(_MSGPACK.match(head))

@@ -137,7 +137,8 @@ def find(wanted: Shapes, found: Shapes, asked: ParamsPaths = AUTO) -> Found:
 
 def refuse(wanted: Shapes, found: Shapes) -> None:
     """Raises MismatchError if a checkpoint holds adapters: whatever else it holds stands
-    still while the training goes on."""
+    still while the training goes on.
+    """
     if chosen := find(wanted, found):
         raise MismatchError(
             f"it holds adapters, under {place(chosen)}: name what they change with"

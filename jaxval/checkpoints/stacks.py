@@ -176,7 +176,8 @@ def _heads(
     group: Group, prefix: KeyPath, children: Mapping[KeyPath, Sequence[str]]
 ) -> Iterator[KeyPath]:
     """Where the stack may stand: for `layer/0` in `layer`, `layer/*` or `*`; for `layer_0`
-    in `*`."""
+    in `*`.
+    """
     parent = (*prefix, *group.parent)
     nodes = [parent]
     if group.stem is None:

@@ -108,7 +108,8 @@ class Watcher:
 
     def next(self, timeout: float) -> Checkpoint | None:
         """The first of those waiting; None if none came within `timeout` s or none can come
-        any more (`finished`)."""
+        any more (`finished`).
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._line or self._complete, timeout)
         return next(iter(self.waiting()), None)

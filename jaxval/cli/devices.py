@@ -1,10 +1,10 @@
-"""Which devices a run may touch. Decided by environment variables, before JAX is imported."""
+"""The devices that a run may use, set by environment variables before JAX is imported."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,49 +13,57 @@ from jaxval.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-_JAX_SHARE = "0.75"
-"""The share of a GPU's memory that JAX may take; the rest is for FAISS."""
-_SHARES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+Opener = Callable[[], "list[jax.Device]"]
+"""Imports JAX and returns the devices."""
+
+_MEMORY_FRACTION = "0.75"
+"""The fraction of a GPU's memory that JAX allocates. FAISS uses the rest."""
+_MEMORY_FRACTION_NAMES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 
 _CPU_DEVICES = "2"
-"""One's matrix products run beside what the other does on one core (benchmarks/NOTES.md)."""
+"""With two, the matrix products of one overlap with the single-threaded work of the other
+(benchmarks/NOTES.md)."""
 
-_FORM = re.compile(r"(cpu|gpu|tpu)(?::(\d+))?")
+_DEVICE = re.compile(r"(cpu|gpu|tpu)(?::(\d+))?")
 
 
 def environment(devices: str, current: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set so that JAX and FAISS see these devices and no others.
+    """Returns the variables to set so that JAX and FAISS see only these devices.
 
     Args:
-      devices: `cpu`, `tpu`, `gpu`, `gpu:1` or `gpu:2,gpu:3`; empty for what JAX finds.
-      current: the environment as it is. A CUDA_VISIBLE_DEVICES in it is what `gpu:1`
-        counts in; settings of the user's own win.
+      devices: `cpu`, `tpu`, `gpu`, `gpu:1` or `gpu:2,gpu:3`. Empty for what JAX selects.
+      current: The environment. Numbers of GPUs count within its CUDA_VISIBLE_DEVICES. What
+        the user has set is not changed.
 
     Raises:
-      UserError: the text has another form.
+      UserError: The text has another form.
     """
     platform, numbers = parse(devices)
-    chosen = {}
-    if not any(name in current for name in _SHARES):
-        chosen[_SHARES[0]] = _JAX_SHARE
+    variables = {}
+    if not any(name in current for name in _MEMORY_FRACTION_NAMES):
+        variables[_MEMORY_FRACTION_NAMES[0]] = _MEMORY_FRACTION
     if "CUDA_DEVICE_ORDER" not in current:
-        chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # gpu:1 is then nvidia-smi's GPU 1
+        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi
     counted = "host_platform_device_count" in current.get("XLA_FLAGS", "")
     if not counted and "JAX_NUM_CPU_DEVICES" not in current:
-        chosen["JAX_NUM_CPU_DEVICES"] = _CPU_DEVICES
+        variables["JAX_NUM_CPU_DEVICES"] = _CPU_DEVICES
     if platform:
-        chosen["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
+        variables["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
     if platform == "cpu":
-        chosen["CUDA_VISIBLE_DEVICES"] = ""
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     if platform == "gpu" and numbers:
-        chosen["CUDA_VISIBLE_DEVICES"] = _visible(numbers, current)
-    return chosen
+        variables["CUDA_VISIBLE_DEVICES"] = _visible(numbers, current)
+    return variables
 
 
 def parse(devices: str) -> tuple[str, tuple[int, ...]]:
-    """Platform ('' for any) and numbers (none for all)."""
+    """Returns the platform, empty for any, and the devices' numbers, none for all.
+
+    Raises:
+      UserError: The text has another form.
+    """
     parts = [part.strip() for part in devices.split(",") if part.strip()]
-    matches = [_FORM.fullmatch(part) for part in parts]
+    matches = [_DEVICE.fullmatch(part) for part in parts]
     platforms = {match[1] for match in matches if match}
     numbers = [match[2] for match in matches if match]
     mixed = len(platforms) > 1 or (None in numbers and len(parts) > 1)
@@ -67,20 +75,20 @@ def parse(devices: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _visible(numbers: tuple[int, ...], current: Mapping[str, str]) -> str:
+    """Returns the value of CUDA_VISIBLE_DEVICES for these numbers within the current one."""
     if "CUDA_VISIBLE_DEVICES" not in current:
         return ",".join(map(str, numbers))
-    listed = [name for name in current["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    if max(numbers) >= len(listed):
+    visible = [name for name in current["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if max(numbers) >= len(visible):
         raise UserError(
-            f"--devices names gpu:{max(numbers)}, and CUDA_VISIBLE_DEVICES="
-            f"{','.join(listed) or '(empty)'} leaves {len(listed)}: they are numbered from 0"
-            " within it"
+            f"--devices names gpu:{max(numbers)}, but CUDA_VISIBLE_DEVICES="
+            f"{','.join(visible) or '(empty)'} has {len(visible)} GPUs: count from 0 within it"
         )
-    return ",".join(listed[number] for number in numbers)
+    return ",".join(visible[number] for number in numbers)
 
 
 def open_devices(devices: str) -> list[jax.Device]:
-    """The devices themselves; call after `environment` has been applied.
+    """Imports JAX and returns its devices. Call `apply` before.
 
     Raises:
       UserError: JAX finds no such device.
@@ -89,24 +97,24 @@ def open_devices(devices: str) -> list[jax.Device]:
 
     try:
         return list(jax.local_devices())
-    except Exception as error:  # JAX without CUDA raises a bare AssertionError
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # JAX without CUDA raises an AssertionError without a message
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--devices={devices or '(any)'}: JAX finds no such device ({first[:200]})."
+            f"--devices={devices or '(any)'}: JAX finds no such device ({reason[:200]})."
             " For GPUs install jaxval[cuda12]; check with: python -c 'import jax;"
             " print(jax.devices())'"
         ) from error
 
 
-def apply(devices: str, compiled: Path | None = None) -> None:
-    """Sets the variables in this process.
+def apply(devices: str, compilation_cache: Path | None = None) -> None:
+    """Sets the environment variables of this process.
 
     Args:
-      devices: as for `environment`.
-      compiled: where JAX keeps what it compiles, so that a restart compiles nothing; None
-        for nowhere. The user's own JAX_COMPILATION_CACHE_DIR wins.
+      devices: As for `environment`.
+      compilation_cache: Directory in which JAX keeps compiled programs, so that a restart
+        need not compile them. None keeps none. JAX_COMPILATION_CACHE_DIR overrides it.
     """
     os.environ.update(environment(devices, os.environ))
-    if compiled is not None:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    if compilation_cache is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

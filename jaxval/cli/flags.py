@@ -1,432 +1,450 @@
-"""The flags of a validation, by topic, and the Config they make. Only apps import this."""
+"""The flags of a validation, by topic.
+
+A flag takes its default from the field of jaxval.config that it sets.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl.flags import (
+    DEFINE_bool,
+    DEFINE_enum,
+    DEFINE_float,
+    DEFINE_integer,
+    DEFINE_multi_string,
+    DEFINE_string,
+)
 
-from jaxval.cli.frame import Topics
-from jaxval.config import Config, Evaluation, Model, Output, Search, Texts, Watching
+from jaxval.cli.app import Flag, Topics, setting
+from jaxval.config import Evaluation, Model, Output, Search, Texts, Watching
 from jaxval.corpus import datasets
-from jaxval.errors import UserError
 from jaxval.records import DatasetFiles, ParamsPaths, PinLimit
 
-_CHECK = flags.DEFINE_bool(
-    "check",
-    False,
-    "Validate nothing: read everything, restore the newest checkpoint, encode 64 queries and"
-    " passages, and print what a validation will do, how long it will take, and what looks"
-    " wrong. Status 2 if it would fail or its values be worth nothing, else 0.",
-)
-_CHECKPOINT_DIR = flags.DEFINE_string(
-    "checkpoint_dir",
-    "",
-    "Required. The trainer's directory of checkpoints, Orbax's or flax's. It is only read.",
-)
-_POLL_INTERVAL = flags.DEFINE_float(
-    "poll_interval", 1.0, "Seconds between two looks at it.", lower_bound=0.01
-)
-_IDLE_TIMEOUT = flags.DEFINE_float(
-    "idle_timeout",
-    None,
-    "End, with status 0, after so many seconds without a new checkpoint; with status 2 if the"
-    " directory of checkpoints never came to be. None waits for ever."
-    " A file `train_complete` in the checkpoint directory ends the run too, once all is"
-    " validated.",
-    lower_bound=0.0,
-)
-_MAX_VALIDATIONS = flags.DEFINE_integer(
-    "max_validations", None, "End after so many checkpoints. None: no limit.", lower_bound=1
-)
-_PIN_DIR = flags.DEFINE_string(
-    "pin_dir",
-    "",
-    "Where hard links keep checkpoints that the trainer deletes before they are validated;"
-    " must be on the same file system. Empty: OUTPUT_DIR/pins.",
-)
-_MAX_PINS = flags.DEFINE_integer(
-    "max_pins",
-    None,
-    "Checkpoints pinned at once at most; more wait unprotected. None: no limit.",
-    lower_bound=0,
-)
-_MAX_PINNED_GIB = flags.DEFINE_float(
-    "max_pinned_gib",
-    None,
-    "GiB pinned at once at most; more wait unprotected. None: no limit.",
-    lower_bound=0.0,
-)
-_HOST_CHECKPOINTS = flags.DEFINE_integer(
-    "host_checkpoints",
-    2,
-    "Restored checkpoints held in host memory at most: the next ones, and first of all those"
-    " that could not be pinned.",
-    lower_bound=1,
-)
-_ORDER = flags.DEFINE_enum(
-    "order",
-    "all",
-    ["all", "newest", "latest"],
-    "When several wait: all in step order; the newest first and the others when there is time;"
-    " or only the latest, skipping those before it.",
-)
-_RETRY_FAILED = flags.DEFINE_bool(
-    "retry_failed",
-    False,
-    "Try again what failed in earlier runs, if it is still there. What --confirm screened out"
-    " counts as failed once --confirm is not given any more.",
-)
-_DATASET = flags.DEFINE_multi_string(
-    "dataset",
-    [],
-    "Required. A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv"
-    " and their like) or NAME:corpus=PATH,queries=PATH,qrels=PATH, or both to replace some of a"
-    " folder's. jaxval.main takes several: those that share a corpus have it encoded once.",
-)
-_MEASURES = flags.DEFINE_string(
-    "measures",
-    "RR@10,nDCG@10,R@100",
-    "Measures, as ir_measures names them, or AvgRank: the mean rank of the relevant passages,"
-    " of which lower is better.",
-)
-_RERANK = flags.DEFINE_string(
-    "rerank",
-    "",
-    "A run file in the form of TREC or MS MARCO, plain or .gz. Only the passages that it ranks"
-    " --depth or higher are encoded, and each is scored for those queries alone that it was"
-    " ranked for. Empty: search the whole corpus.",
-)
-_DEPTH = flags.DEFINE_integer(
-    "depth", 100, "Passages kept for each query.", lower_bound=1, upper_bound=100_000
-)
-_SIMILARITY = flags.DEFINE_enum(
-    "similarity", "dot", ["dot", "cosine"], "How a query and a passage are compared."
-)
-_INDEX_DTYPE = flags.DEFINE_enum(
-    "index_dtype",
-    "float32",
-    ["float32", "float16"],
-    "What vectors are rounded to before they are compared. float16 halves what a GPU reads in"
-    " the search; close scores may then change places.",
-)
-_MODEL = flags.DEFINE_string(
-    "model",
-    "",
-    "A Hugging Face folder or hub name: config.json and the tokenizer, from which family,"
-    " sizes, pooling and normalization follow. Its weights are not read.",
-)
-_ENCODER = flags.DEFINE_string(
-    "encoder",
-    "",
-    "Instead of --model: package.module:factory, a function of your own that returns the"
-    " encoder (see README).",
-)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "", "Folder or hub name of the tokenizer. Empty: that of --model."
-)
-_PARAMS_PATH = flags.DEFINE_string(
-    "params_path",
-    None,
-    "The checkpoint's subtree that holds the encoder's parameters, or those of its two towers,"
-    " e.g. default/ema_params. None: what fits, one subtree or one for each tower.",
-)
-_QUERY_PARAMS_PATH = flags.DEFINE_string(
-    "query_params_path",
-    None,
-    "The subtree of the query tower, where each tower has its own and their names do not tell.",
-)
-_PASSAGE_PARAMS_PATH = flags.DEFINE_string(
-    "passage_params_path", None, "The same of the passage tower."
-)
-_BASE_PARAMS = flags.DEFINE_string(
-    "base_params",
-    None,
-    "Where the checkpoints hold LoRA adapters alone: what these change, an Orbax checkpoint or"
-    " a Hugging Face folder. None: they hold whole parameters.",
-)
-_LORA_ALPHA = flags.DEFINE_float(
-    "lora_alpha", None, "The alpha of training: adapters are scaled by alpha / rank."
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in."
-)
-_POOLING = flags.DEFINE_enum(
-    "pooling", None, ["cls", "mean", "last"], "Overrides the pooling that --model says."
-)
-_NORMALIZE = flags.DEFINE_bool(
-    "normalize", None, "Overrides whether --model's vectors get unit length."
-)
-_DIM = flags.DEFINE_integer(
-    "dim",
-    None,
-    "Keep the first DIM components of --model's vectors (Matryoshka).",
-    lower_bound=1,
-)
-_PASSAGE_TEMPLATE = flags.DEFINE_string(
-    "passage_template", "{title} {text}", "How a passage's title and text are joined."
-)
-_PASSAGE_PREFIX = flags.DEFINE_string(
-    "passage_prefix",
-    None,
-    "Put before each passage, e.g. 'passage: ' for E5. In a flag file, quotes keep the blank."
-    " None: what --model says (sentence-transformers' prompt for documents), else nothing.",
-)
-_QUERY_PREFIX = flags.DEFINE_string(
-    "query_prefix",
-    None,
-    "Put before each query, e.g. 'query: ' for E5. In a flag file, quotes keep the blank."
-    " None: what --model says (sentence-transformers' prompt for queries), else nothing.",
-)
-_PASSAGE_MAX_LEN = flags.DEFINE_integer(
-    "passage_max_len",
-    None,
-    "Tokens of a passage at most, special ones included. None: what --model says, else 256,"
-    " within the model's limit.",
-    lower_bound=3,
-    upper_bound=32_768,
-)
-_QUERY_MAX_LEN = flags.DEFINE_integer(
-    "query_max_len",
-    None,
-    "Tokens of a query at most, special ones included. None: what --model says, else 64,"
-    " within the model's limit.",
-    lower_bound=3,
-    upper_bound=32_768,
-)
-_TOKEN_DIR = flags.DEFINE_string(
-    "token_dir",
-    "",
-    "Where tokenized texts are kept; runs may share it. Empty: OUTPUT_DIR/tokens.",
-)
-_DEVICES = flags.DEFINE_string(
-    "devices",
-    "",
-    "Where to run: cpu, tpu, gpu (all), gpu:1 or gpu:2,gpu:3. Other GPUs are not touched."
-    " Empty: whatever JAX finds.",
-)
-_BATCH_TOKENS = flags.DEFINE_integer(
-    "batch_tokens",
-    None,
-    "Tokens a batch a device, padding included. None: 1024 on CPU, else 65536.",
-    lower_bound=1,
-)
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir",
-    "",
-    "Required. A folder for all that is written: by jaxval.main ledger.sqlite, metrics.jsonl,"
-    " tensorboard/ and runs/.",
-)
-_WRITE_RUN = flags.DEFINE_enum(
-    "write_run",
-    None,
-    ["trec", "msmarco"],
-    "Write the hits of every checkpoint to OUTPUT_DIR/runs in this form. None: do not.",
-)
-_SELECT_BY = flags.DEFINE_string(
-    "select_by",
-    None,
-    "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. None: the first"
-    " --dataset (with --confirm the second) and the first of --measures.",
-)
-_CONFIRM = flags.DEFINE_enum(
-    "confirm",
-    None,
-    ["best"],
-    "Of two --dataset, a sample and then the whole, put every checkpoint to the sample, and to"
-    " the whole only those that are not significantly worse on the sample than the best so"
-    " far. None: every checkpoint is put to every set.",
-)
-_PATIENCE = flags.DEFINE_integer(
-    "patience",
-    None,
-    "Tell the trainer to stop (jaxval.signals) after so many validations without a significant"
-    " gain. None: never.",
-    lower_bound=1,
-)
-_KEEP_BEST = flags.DEFINE_integer(
-    "keep_best",
-    0,
-    "Export the encoder's parameters of so many best checkpoints to OUTPUT_DIR/best.",
-    lower_bound=0,
-)
 
-TOPICS: Topics = {
-    "Before the first run": (_CHECK,),
-    "Which checkpoints, and until when": (
-        _CHECKPOINT_DIR,
-        _IDLE_TIMEOUT,
-        _MAX_VALIDATIONS,
-        _ORDER,
-        _RETRY_FAILED,
-        _POLL_INTERVAL,
-        _PIN_DIR,
-        _MAX_PINS,
-        _MAX_PINNED_GIB,
-        _HOST_CHECKPOINTS,
-    ),
-    "What they are put to": (
-        _DATASET,
-        _RERANK,
-        _MEASURES,
-        _DEPTH,
-        _SIMILARITY,
-        _INDEX_DTYPE,
-    ),
-    "The encoder": (
-        _MODEL,
-        _ENCODER,
-        _TOKENIZER,
-        _PARAMS_PATH,
-        _QUERY_PARAMS_PATH,
-        _PASSAGE_PARAMS_PATH,
-        _BASE_PARAMS,
-        _LORA_ALPHA,
-        _DTYPE,
-        _POOLING,
-        _NORMALIZE,
-        _DIM,
-    ),
-    "Texts": (
-        _PASSAGE_TEMPLATE,
-        _PASSAGE_PREFIX,
-        _QUERY_PREFIX,
-        _PASSAGE_MAX_LEN,
-        _QUERY_MAX_LEN,
-        _TOKEN_DIR,
-    ),
-    "Devices": (_DEVICES, _BATCH_TOKENS),
-    "Output": (_OUTPUT_DIR, _WRITE_RUN),
-    "Which is best, and what the trainer hears": (_SELECT_BY, _CONFIRM, _PATIENCE, _KEEP_BEST),
-}
-
-SHARED = {holder.name: holder for holders in TOPICS.values() for holder in holders}
-"""By their names, for the apps that take some of them."""
+def _absolute(directory: str | None) -> str:
+    """Returns an absolute path, as Orbax needs it. The URL of an object store stays."""
+    if not directory or "://" in directory:
+        return directory or ""
+    return str(Path(directory).expanduser().absolute())
 
 
-def check() -> bool:
-    """Whether --check is given."""
-    return bool(_CHECK.value)
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None
 
 
-def devices() -> str:
-    """--devices, which must be known before JAX is imported."""
-    return _DEVICES.value
+def _text(text: str | None) -> str | None:
+    """Returns None for an empty text."""
+    return text or None
 
 
-def dataset() -> DatasetFiles:
-    """--dataset, where only one is of use.
-
-    Raises:
-      UserError: there is none, or several.
-    """
-    if len(_DATASET.value) > 1:
-        raise UserError("--dataset is repeated: name one set here")
-    (files,) = datasets.parse_all(_DATASET.value)
-    return files
-
-
-def config() -> Config:
-    """The flags as a Config.
-
-    Raises:
-      UserError: a flag is missing, or two do not go together.
-    """
-    directory = output_dir()
-    return Config(
-        watching=Watching(
-            checkpoint_dir=_absolute(_CHECKPOINT_DIR.value),
-            pin_dir=_pin_dir(directory),
-            poll_interval=_POLL_INTERVAL.value,
-            idle_timeout=_IDLE_TIMEOUT.value,
-            max_validations=_MAX_VALIDATIONS.value,
-            order=_ORDER.value,
-            pin_limit=PinLimit(_MAX_PINS.value, _bytes(_MAX_PINNED_GIB.value)),
-            host_checkpoints=_HOST_CHECKPOINTS.value,
-            retry_failed=_RETRY_FAILED.value,
-        ),
-        evaluation=Evaluation(
-            datasets=datasets.parse_all(_DATASET.value),
-            model=Model(
-                folder=_MODEL.value or None,
-                factory=_ENCODER.value or None,
-                tokenizer=_TOKENIZER.value or None,
-                params_paths=ParamsPaths(
-                    _PARAMS_PATH.value, _QUERY_PARAMS_PATH.value, _PASSAGE_PARAMS_PATH.value
-                ),
-                base_params=_BASE_PARAMS.value,
-                lora_alpha=_LORA_ALPHA.value,
-                dtype=_DTYPE.value,
-                pooling=_POOLING.value,
-                normalize=_NORMALIZE.value,
-                dim=_DIM.value,
-            ),
-            texts=Texts(
-                passage_template=_unquote(_PASSAGE_TEMPLATE.value),
-                passage_prefix=_prefix(_PASSAGE_PREFIX.value),
-                query_prefix=_prefix(_QUERY_PREFIX.value),
-                passage_max_len=_PASSAGE_MAX_LEN.value,
-                query_max_len=_QUERY_MAX_LEN.value,
-                token_dir=Path(_TOKEN_DIR.value or directory / "tokens"),
-            ),
-            search=Search(
-                similarity=_SIMILARITY.value,
-                index_dtype=_INDEX_DTYPE.value,
-                depth=_DEPTH.value,
-                measures=_split(_MEASURES.value),
-                rerank=Path(_RERANK.value).expanduser() if _RERANK.value else None,
-            ),
-            batch_tokens=_BATCH_TOKENS.value,
-            select_by=_SELECT_BY.value,
-            confirm=_CONFIRM.value,
-        ),
-        output=Output(
-            directory=directory,
-            write_run=_WRITE_RUN.value,
-            patience=_PATIENCE.value,
-            keep_best=_KEEP_BEST.value,
-        ),
-    )
-
-
-def output_dir() -> Path:
-    """--output_dir; raises UserError if it is not set."""
-    if not _OUTPUT_DIR.value:
-        raise UserError("--output_dir is not set: name a directory for the results")
-    return Path(_OUTPUT_DIR.value).expanduser().absolute()
-
-
-def _pin_dir(output_dir: Path) -> Path:
-    """A place of this run's own, also where several runs share --pin_dir."""
-    if not _PIN_DIR.value:
-        return output_dir / "pins"
-    mine = hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]
-    return Path(_PIN_DIR.value).expanduser().absolute() / f"jaxval-{mine}"
-
-
-def _absolute(directory: str) -> str:
-    """As Orbax wants it; the URL of an object store is absolute already."""
-    local = directory and "://" not in directory
-    return str(Path(directory).expanduser().absolute()) if local else directory
+def _unquote(text: str | None) -> str | None:
+    """Removes quotes around a text: in a flag file they keep a trailing space."""
+    if text is None:
+        return None
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
 
 
 def _bytes(gib: float | None) -> int | None:
     return None if gib is None else int(gib * 2**30)
 
 
-def _unquote(text: str) -> str:
-    """Without quotes around it: in a flag file only they keep blanks at the end."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if quoted else text
-
-
-def _prefix(text: str | None) -> str | None:
-    return None if text is None else _unquote(text)
-
-
-def _split(measures: str) -> tuple[str, ...]:
-    """At commas, but not at those in a measure's own parentheses."""
-    parts = re.split(r",(?![^(]*\))", measures)
+def _measures(text: str) -> tuple[str, ...]:
+    """Splits at commas, except at those within a measure's parentheses."""
+    parts = re.split(r",(?![^(]*\))", text)
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _datasets(specs: Sequence[str] | None) -> tuple[DatasetFiles, ...]:
+    return datasets.parse_all(specs or ())
+
+
+CHECK = Flag(
+    "check",
+    "Validate nothing. Read all data, restore the newest checkpoint, encode 64 queries and"
+    " passages, and print what a validation would do, how long it would take, and what looks"
+    " wrong. Exits with 2 if a validation would fail or its results would be meaningless, else"
+    " with 0.",
+    DEFINE_bool,
+    default=False,
+)
+DEVICES = Flag(
+    "devices",
+    "Devices to use: cpu, tpu, gpu (all GPUs), gpu:1, or gpu:2,gpu:3. Other GPUs are left"
+    " alone. Empty: the devices that JAX selects.",
+    default="",
+)
+CHECKPOINT_DIR = setting(
+    Watching,
+    "checkpoint_dir",
+    DEFINE_string,
+    "Required. The trainer's checkpoint directory, written by Orbax or by flax. A path, or the"
+    " URL of an object store. jaxval only reads it.",
+    convert=_absolute,
+)
+DATASET = setting(
+    Evaluation,
+    "datasets",
+    DEFINE_multi_string,
+    "Required. A validation set, as NAME:FOLDER (corpus.jsonl, queries.jsonl, qrels/test.tsv"
+    " and similar names), as NAME:corpus=PATH,queries=PATH,qrels=PATH, or as both, to replace"
+    " some files of the folder. Can be repeated for jaxval.main: the sets that share a corpus"
+    " have it encoded once.",
+    name="dataset",
+    convert=_datasets,
+)
+SIMILARITY = setting(
+    Search,
+    "similarity",
+    DEFINE_enum,
+    "Similarity of a query's and a passage's vector.",
+    enum_values=["dot", "cosine"],
+)
+INDEX_DTYPE = setting(
+    Search,
+    "index_dtype",
+    DEFINE_enum,
+    "Dtype that vectors are rounded to before they are compared. float16 halves the memory"
+    " that a GPU reads in the search; passages with almost equal scores may change places.",
+    enum_values=["float32", "float16"],
+)
+OUTPUT_DIR = setting(
+    Output,
+    "directory",
+    DEFINE_string,
+    "Required. Directory for all output: ledger.sqlite, metrics.jsonl, tensorboard/ and runs/.",
+    name="output_dir",
+)
+
+CHECKPOINTS = (
+    CHECKPOINT_DIR,
+    setting(
+        Watching,
+        "idle_timeout",
+        DEFINE_float,
+        "Number of seconds without a new checkpoint after which the run ends: with status 0,"
+        " or with status 2 if --checkpoint_dir never existed. None: wait forever. A file"
+        " `train_complete` in --checkpoint_dir ends the run too, once all checkpoints are"
+        " validated.",
+        lower_bound=0.0,
+    ),
+    setting(
+        Watching,
+        "max_validations",
+        DEFINE_integer,
+        "Number of validated checkpoints after which the run ends. None: no limit.",
+        lower_bound=1,
+    ),
+    setting(
+        Watching,
+        "order",
+        DEFINE_enum,
+        "Order in which waiting checkpoints are validated. all: by step. newest: the newest"
+        " first, and the others when there is time. latest: the newest only; the ones before"
+        " it are skipped.",
+        enum_values=["all", "newest", "latest"],
+    ),
+    setting(
+        Watching,
+        "retry_failed",
+        DEFINE_bool,
+        "Validate again what failed in earlier runs, if it still exists. Checkpoints that"
+        " --confirm screened out are included once --confirm is no longer set.",
+    ),
+    setting(
+        Watching,
+        "poll_interval",
+        DEFINE_float,
+        "How often to list --checkpoint_dir, in seconds.",
+        lower_bound=0.01,
+    ),
+    setting(
+        Watching,
+        "pin_dir",
+        DEFINE_string,
+        "Directory for the hard links that keep a checkpoint readable after the trainer has"
+        " deleted it. Must be on the same file system as --checkpoint_dir, and outside it."
+        " None: OUTPUT_DIR/pins.",
+    ),
+    setting(
+        PinLimit,
+        "count",
+        DEFINE_integer,
+        "Maximum number of pinned checkpoints. Further ones are queued without a pin and may"
+        " be deleted by the trainer. None: no limit.",
+        name="max_pins",
+        lower_bound=0,
+    ),
+    setting(
+        PinLimit,
+        "bytes",
+        DEFINE_float,
+        "Maximum size of all pinned checkpoints, in GiB. Further ones are queued without a pin"
+        " and may be deleted by the trainer. None: no limit.",
+        name="max_pinned_gib",
+        convert=_bytes,
+        lower_bound=0.0,
+    ),
+    setting(
+        Watching,
+        "host_checkpoints",
+        DEFINE_integer,
+        "Maximum number of restored checkpoints in host memory. Those that could not be pinned"
+        " are restored first, then the next ones in line.",
+        lower_bound=1,
+    ),
+)
+
+SETS_AND_MEASURES = (
+    DATASET,
+    setting(
+        Search,
+        "rerank",
+        DEFINE_string,
+        "A run file in TREC or MS MARCO format, plain or .gz. Only the passages that it ranks"
+        " --depth or higher are encoded, and each is scored only for the queries that it is"
+        " ranked for. None: search the whole corpus.",
+        convert=_path,
+    ),
+    setting(
+        Search,
+        "measures",
+        DEFINE_string,
+        "Comma-separated measures, by their names in ir_measures, or AvgRank, the mean rank of"
+        " the relevant passages (lower is better).",
+        convert=_measures,
+        show=",".join,
+    ),
+    setting(
+        Search,
+        "depth",
+        DEFINE_integer,
+        "Number of passages kept for each query.",
+        lower_bound=1,
+        upper_bound=100_000,
+    ),
+    SIMILARITY,
+    INDEX_DTYPE,
+)
+
+ENCODER = (
+    setting(
+        Model,
+        "folder",
+        DEFINE_string,
+        "A Hugging Face folder or hub name. Its config.json and tokenizer determine family,"
+        " sizes, pooling and normalization. Its weights are not read.",
+        name="model",
+        convert=_text,
+    ),
+    setting(
+        Model,
+        "factory",
+        DEFINE_string,
+        "A function that returns an encoder of your own, as package.module:function. Replaces"
+        " --model, and needs --tokenizer.",
+        name="encoder",
+        convert=_text,
+    ),
+    setting(
+        Model,
+        "tokenizer",
+        DEFINE_string,
+        "Folder or hub name of the tokenizer. None: the tokenizer of --model.",
+        convert=_text,
+    ),
+    setting(
+        ParamsPaths,
+        "tree",
+        DEFINE_string,
+        "Subtree of the checkpoint that holds the encoder's parameters, or those of both"
+        " towers, e.g. default/ema_params. None: found by structure.",
+        name="params_path",
+    ),
+    setting(
+        ParamsPaths,
+        "query",
+        DEFINE_string,
+        "Subtree that holds the query tower's parameters. Needed where each tower has its own"
+        " subtree and their names do not show which is which. None: found by structure.",
+        name="query_params_path",
+    ),
+    setting(
+        ParamsPaths,
+        "passage",
+        DEFINE_string,
+        "Subtree that holds the passage tower's parameters. Set together with"
+        " --query_params_path. None: found by structure.",
+        name="passage_params_path",
+    ),
+    setting(
+        Model,
+        "base_params",
+        DEFINE_string,
+        "Orbax checkpoint or Hugging Face folder with the base parameters, for checkpoints that"
+        " hold LoRA adapters alone. None: checkpoints hold all parameters.",
+    ),
+    setting(
+        Model,
+        "lora_alpha",
+        DEFINE_float,
+        "The alpha that the LoRA adapters were trained with: they are scaled by alpha / rank."
+        " Set together with --base_params. None: no adapters.",
+    ),
+    setting(
+        Model,
+        "dtype",
+        DEFINE_enum,
+        "Dtype in which the encoder computes.",
+        enum_values=["float32", "bfloat16"],
+    ),
+    setting(
+        Model,
+        "pooling",
+        DEFINE_enum,
+        "Overrides the pooling of --model. None: keep it.",
+        enum_values=["cls", "mean", "last"],
+    ),
+    setting(
+        Model,
+        "normalize",
+        DEFINE_bool,
+        "Overrides whether the vectors of --model are scaled to unit length. None: keep it.",
+    ),
+    setting(
+        Model,
+        "dim",
+        DEFINE_integer,
+        "Number of leading components to keep of each vector of --model (Matryoshka"
+        " embeddings). None: keep all.",
+        lower_bound=1,
+    ),
+)
+
+TEXTS = (
+    setting(
+        Texts,
+        "passage_template",
+        DEFINE_string,
+        "How a passage's title and text are joined.",
+        convert=_unquote,
+    ),
+    setting(
+        Texts,
+        "passage_prefix",
+        DEFINE_string,
+        "Text before each passage, e.g. 'passage: ' for E5. In a flag file, quotes keep the"
+        " trailing space. None: the sentence-transformers prompt for documents in --model, or"
+        " nothing.",
+        convert=_unquote,
+    ),
+    setting(
+        Texts,
+        "query_prefix",
+        DEFINE_string,
+        "Text before each query, e.g. 'query: ' for E5. In a flag file, quotes keep the"
+        " trailing space. None: the sentence-transformers prompt for queries in --model, or"
+        " nothing.",
+        convert=_unquote,
+    ),
+    setting(
+        Texts,
+        "passage_max_len",
+        DEFINE_integer,
+        "Maximum number of tokens of a passage, including special tokens. None: the value in"
+        " --model, else 256, within the model's limit.",
+        lower_bound=3,
+        upper_bound=32_768,
+    ),
+    setting(
+        Texts,
+        "query_max_len",
+        DEFINE_integer,
+        "Maximum number of tokens of a query, including special tokens. None: the value in"
+        " --model, else 64, within the model's limit.",
+        lower_bound=3,
+        upper_bound=32_768,
+    ),
+    setting(
+        Texts,
+        "token_dir",
+        DEFINE_string,
+        "Directory for tokenized texts. Runs can share it. None: OUTPUT_DIR/tokens.",
+    ),
+)
+
+COMPUTATION = (
+    DEVICES,
+    setting(
+        Evaluation,
+        "batch_tokens",
+        DEFINE_integer,
+        "Maximum number of tokens per batch on each device, including padding. None: 1024 on"
+        " CPUs, 65536 on other devices.",
+        lower_bound=1,
+    ),
+)
+
+OUTPUT = (
+    OUTPUT_DIR,
+    setting(
+        Output,
+        "write_run",
+        DEFINE_enum,
+        "Write the hits of each checkpoint to OUTPUT_DIR/runs, in this format. None: write no"
+        " runs.",
+        enum_values=["trec", "msmarco"],
+    ),
+)
+
+BEST = (
+    setting(
+        Evaluation,
+        "select_by",
+        DEFINE_string,
+        "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. None: the first"
+        " --dataset (with --confirm the second) and the first of --measures.",
+    ),
+    setting(
+        Evaluation,
+        "confirm",
+        DEFINE_enum,
+        "Evaluate each checkpoint on the first of two --dataset, a sample, and on the second,"
+        " the whole set, only if it is not significantly worse on the sample than the best so"
+        " far. None: evaluate each checkpoint on every set.",
+        enum_values=["best"],
+    ),
+    setting(
+        Output,
+        "patience",
+        DEFINE_integer,
+        "Number of validations without a significant gain after which the trainer is told to"
+        " stop (jaxval.signals). None: never.",
+        lower_bound=1,
+    ),
+    setting(
+        Output,
+        "keep_best",
+        DEFINE_integer,
+        "Number of best checkpoints whose encoder parameters are exported to OUTPUT_DIR/best.",
+        lower_bound=0,
+    ),
+)
+
+VALIDATION: Topics = {
+    "Before the first run": (CHECK,),
+    "Checkpoints, and when to end": CHECKPOINTS,
+    "Validation sets and measures": SETS_AND_MEASURES,
+    "Encoder": ENCODER,
+    "Texts": TEXTS,
+    "Devices": COMPUTATION,
+    "Output": OUTPUT,
+    "Best checkpoint, and signals to the trainer": BEST,
+}
+"""Title of a topic -> the flags of jaxval.main in it."""
+
+ALL = tuple(flag for topic in VALIDATION.values() for flag in topic)
+"""Each flag of jaxval.main."""

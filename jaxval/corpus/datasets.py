@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxval.corpus.qrels import read_qrels
-from jaxval.corpus.readers import places, read_texts
+from jaxval.corpus.readers import find_lines, read_texts
 from jaxval.errors import DataError, UserError
 from jaxval.records import DatasetFiles, Qrels, Text
 
@@ -198,7 +198,7 @@ def _unique(texts: Iterable[Text], source: Path) -> dict[str, Text]:
     unique: dict[str, Text] = {}
     for text in texts:
         if text.id in unique:
-            first, second, *_ = places(source, text.id)
+            first, second, *_ = find_lines(source, text.id)
             raise DataError(
                 f"{second}: query {text.id!r} stands at {first} too: keep one of them"
             )

@@ -36,7 +36,7 @@ def read_texts(source: Path) -> Iterator[Text]:
     """Yields the texts of a file or a folder of shards, in order, never all in memory.
 
     Blanks around an id go, as they do in qrels. Ids may repeat: who needs them unique
-    finds out and then asks `places`.
+    finds out and then asks `find_lines`.
 
     Raises:
       DataError: a line or a file cannot be used, or there is no text at all.
@@ -52,7 +52,7 @@ def counted(texts: Iterable[Text], bar: Bar) -> Iterator[Text]:
             yield text
 
 
-def places(source: Path, id: str) -> list[str]:
+def find_lines(source: Path, id: str) -> list[str]:
     """Where texts of this id stand, each as `path:line`."""
     return [f"{path}:{number}" for path, number, text in _located(source) if text.id == id]
 

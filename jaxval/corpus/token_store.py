@@ -19,7 +19,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxval.atomic import sweep
+from jaxval.atomic import make_partial, publish_folder, sweep
 from jaxval.corpus.readers import render
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.errors import DataError
@@ -152,7 +151,7 @@ def open_or_build(
     tokenizer: Tokenizer,
     recipe: Recipe,
     *,
-    places: Callable[[str], list[str]],
+    find_lines: Callable[[str], list[str]],
     bar: Callable[[], Bar],
 ) -> TokenStore:
     """The store of these texts in `directory`, built unless it is there.
@@ -163,7 +162,7 @@ def open_or_build(
       origin: a digest of the texts.
       tokenizer: makes the ids.
       recipe: how.
-      places: where an id stands, for the message about a duplicate.
+      find_lines: where an id stands, for the message about a duplicate.
       bar: shows the progress of building, a unit a text.
 
     Raises:
@@ -173,26 +172,16 @@ def open_or_build(
     sweep(directory.glob("*.partial"))
     final = directory / name
     if not (final / "manifest.json").exists():
-        partial = directory / f"{name}.{os.getpid()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
+            partial = make_partial(final)
         except OSError as error:
             raise DataError(f"`token_dir={directory}` cannot be written: {error}") from error
         try:
-            _build(partial, texts, tokenizer, recipe, places, bar())
-            _publish(partial, final)
+            _build(partial, texts, tokenizer, recipe, find_lines, bar())
+            publish_folder(partial, final, taken=(final / "manifest.json").exists)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(final)
-
-
-def _publish(partial: Path, final: Path) -> None:
-    try:
-        partial.rename(final)
-    except OSError:
-        if not (final / "manifest.json").exists():  # else another process was first
-            raise
 
 
 def _open(path: Path) -> TokenStore:
@@ -208,13 +197,13 @@ def _build(
     texts: Iterable[Text],
     tokenizer: Tokenizer,
     recipe: Recipe,
-    places: Callable[[str], list[str]],
+    find_lines: Callable[[str], list[str]],
     bar: Bar,
 ) -> None:
     dtype = np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32
     with bar:
         lengths, hashes = _tokenize(path, texts, tokenizer, recipe, np.dtype(dtype), bar)
-    _check_unique(hashes, path, places)
+    _check_unique(hashes, path, find_lines)
     widths = choose_widths(np.bincount(lengths), recipe.max_len)
     counts = _scatter(path, lengths, widths, np.dtype(dtype), tokenizer.pad)
     (path / "ragged.bin").unlink()
@@ -287,7 +276,9 @@ def _hashes(ids: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def _check_unique(hashes: np.ndarray, path: Path, places: Callable[[str], list[str]]) -> None:
+def _check_unique(
+    hashes: np.ndarray, path: Path, find_lines: Callable[[str], list[str]]
+) -> None:
     # Never by ndarray.tofile: it says nothing of a full disk.
     (path / "hashes.bin").write_bytes(hashes.data)
     order = np.argsort(hashes, kind="stable")
@@ -298,7 +289,7 @@ def _check_unique(hashes: np.ndarray, path: Path, places: Callable[[str], list[s
     ends = np.fromfile(path / "ends.bin", np.int64)
     data = (path / "ids.bin").read_bytes()
     id_ = data[ends[first - 1] if first else 0 : ends[first]].decode()
-    found = places(id_)
+    found = find_lines(id_)
     raise DataError(
         f"id {id_!r} stands {len(found)} times ({', '.join(found[:3])}):"
         " ids must be unique, remove or rename one"

@@ -90,7 +90,7 @@ def load(name: str) -> Tokenizer:
 
 
 def _check_folder(name: str) -> None:
-    """transformers makes an empty tokenizer of a folder that has none, without a word."""
+    """Transformers makes an empty tokenizer of a folder that has none, without a word."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith(("/", ".", "~")):

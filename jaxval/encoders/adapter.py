@@ -277,7 +277,8 @@ def _checked(spec: str, encoder: Any) -> Encoder:
 
 def _advised(error: Exception) -> str:
     """What an error of the user's module says, and the remedy where from_linen's limits are
-    the cause."""
+    the cause.
+    """
     brief, remedy = _brief(error), ""
     if isinstance(error, TypeError) and "required positional argument" in brief:
         remedy = (

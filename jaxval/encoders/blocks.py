@@ -26,7 +26,8 @@ from jaxval.errors import EncoderError
 
 def _gelu(inputs: jax.Array) -> jax.Array:
     """The exact one. flax's takes erfc, which keeps digits far below what is added to it
-    afterwards, and costs twice as much on CPU."""
+    afterwards, and costs twice as much on CPU.
+    """
     return 0.5 * inputs * (1 + jax.lax.erf(inputs * 0.5**0.5))
 
 

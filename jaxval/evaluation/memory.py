@@ -65,6 +65,6 @@ def _halve(plan: EvalPlan, error: Exception) -> None:
             " with `devices`, or set `dtype=bfloat16`"
         ) from error
     _LOG.warning(
-        "the device is out of memory: from now on `batch_tokens=%d`",
+        "the device is out of memory: from now on %d tokens per batch (`batch_tokens`)",
         max(filter(None, tokens)),
     )

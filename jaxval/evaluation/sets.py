@@ -157,7 +157,7 @@ def _tokenize_corpus(
         origin,
         encoding.tokenizer,
         encoding.passages,
-        places=lambda id_: readers.places(files.corpus, id_),
+        find_lines=lambda id_: readers.find_lines(files.corpus, id_),
         bar=lambda: progress(f"{files.name}: tokenizing passages", None),
     )
 
@@ -175,7 +175,7 @@ def _tokenize_queries(
         queries.digest,
         encoding.tokenizer,
         encoding.queries,
-        places=lambda id_: readers.places(files.queries, id_),
+        find_lines=lambda id_: readers.find_lines(files.queries, id_),
         bar=lambda: progress(f"{files.name}: tokenizing queries", None),
     )
 

@@ -1,144 +1,166 @@
-"""The table that grows by a row a checkpoint and set, and the bars while it works."""
+"""The table of results, which grows by one row for each validation, and progress bars."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import rich.console
+from rich.table import Table
 from tqdm import tqdm
 
 from jaxval.metrics.significance import LEVEL
-from jaxval.records import Bar, Failure, SelectBy, Validation
+from jaxval.records import Bar, Failure, Ranked, SelectBy, Validation
 
 _LOG = logging.getLogger(__name__)
-_QUIET_SECONDS = 3.0
+_LOG_INTERVAL = 3.0  # seconds
 _SIGNIFICANT = "†"
+_CELL_WIDTH = len("10.0000 +0.0000†")
+_SET_WIDTH = 11
+_GAP = 2
+_UNLIMITED = 10_000  # columns; a terminal wraps longer lines itself
 
 
 class Console:
-    """Prints each validation of the current series as a row, with its change against the
-    best so far of its set.
+    """Prints each validation as a row, with its change against the best so far on its set.
+
+    Validations and failures of series that do not belong to the run are not printed.
 
     Args:
-      series: those of this run; rows of others are not shown.
-      measures: the columns.
-      select_by: its measure decides which checkpoint is best, on each set.
-      out: where the table goes.
+      datasets: Digest of each series of the run -> name of its validation set.
+      measures: Names of the measures, one for each column.
+      select_by: Names the measure that decides which checkpoint is best, and its direction.
+      out: Where to print. None prints to stdout.
     """
 
     def __init__(
         self,
-        series: Collection[str],
+        datasets: Mapping[str, str],
         measures: Sequence[str],
         select_by: SelectBy,
-        out: TextIO = sys.stdout,
+        out: TextIO | None = None,
     ):
-        self._series = series
+        self._datasets = datasets
         self._measures = measures
-        self._worth = select_by.worth
-        self._decisive = select_by.measure
-        self._direction = " (lower is better)" if select_by.lower_is_better else ""
-        self._out = out
-        self._headed = False
-        self._leaders: dict[str, Validation] = {}
-
-    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
-        """Prints what this run goes on from."""
-        for validation in past:
-            self.record(validation)
-
-    def record(self, validation: Validation) -> None:
-        """Prints a row; a star marks a new best."""
-        if validation.series not in self._series:
-            return
-        leader = self._leaders.get(validation.dataset)
-        leads = leader is None or self._worth(validation) > self._worth(leader)
-        cells = [_cell(validation, leader, name) for name in self._measures]
-        self._row(
-            f"{validation.checkpoint.step:>8}{'*' if leads else ' '} {validation.dataset:<13}"
-            + "".join(f"{cell:<17} " for cell in cells)
-            + f"{validation.rate:>10,.0f}  {sum(validation.seconds.values()):>7.1f}"
+        self._select_by = select_by
+        self._console = rich.console.Console(
+            file=out, width=_UNLIMITED, markup=False, highlight=False, emoji=False
         )
-        if leads:
-            self._leaders[validation.dataset] = validation
+        self._has_header = False
+        self._best: dict[str, Validation] = {}
+
+    def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
+        """Prints the validations that the run continues from."""
+        for ranked in past:
+            self.record(ranked)
+
+    def record(self, ranked: Ranked) -> None:
+        """Prints a row. A star marks a new best."""
+        validation = ranked.validation
+        if validation.series not in self._datasets:
+            return
+        if ranked.is_best:
+            self._best[validation.series] = validation
+        self._print_header()
+        self._print_row(
+            f"{validation.checkpoint.step:>8}{'*' if ranked.is_best else ' '}",
+            validation.dataset,
+            *(_cell(ranked, measure) for measure in self._measures),
+            f"{validation.rate:,.0f}",
+            f"{sum(validation.seconds.values()):.1f}",
+        )
 
     def fail(self, failure: Failure) -> None:
-        """Prints a row that says why there is no value."""
-        if failure.series in self._series:
-            self._row(f"{failure.checkpoint.step:>8}  {failure.reason}: {failure.message}")
+        """Prints a row that says why a checkpoint has no value."""
+        if failure.series in self._datasets:
+            self._print_header()
+            self._print(f"{failure.checkpoint.step:>8}  {failure.reason}: {failure.message}")
 
     def end(self) -> None:
-        """Says which step is best on each set."""
-        for dataset, leader in self._leaders.items():
+        """Prints which step is best on each set."""
+        measure = self._select_by.measure
+        for series, best in self._best.items():
             self._print(
-                f"best on {dataset}: step {leader.checkpoint.step}, {self._decisive}"
-                f" {leader.measures[self._decisive]:.4f}{_within(leader, self._decisive)}"
-                f"  ({leader.checkpoint.path}{_gone(leader)})"
+                f"best on {self._datasets[series]}: step {best.checkpoint.step}, {measure}"
+                f" {best.measures[measure]:.4f}{_interval(best, measure)}"
+                f"  ({best.checkpoint.path}{_deleted(best)})"
             )
 
-    def _row(self, line: str) -> None:
-        """Prints it below the head, which comes with the first: a run may end without one."""
-        if not self._headed:
-            self._headed = True
-            self._print(
-                f"  * best so far by {self._decisive}{self._direction}; {_SIGNIFICANT}"
-                f" significantly different from the best so far (p < {LEVEL})"
-            )
-            self._print(
-                "    step  set          "
-                + "".join(f"{name:<18}" for name in self._measures)
-                + "passages/s  seconds"
-            )
-        self._print(line)
+    def _print_header(self) -> None:
+        """Prints the header before the first row, so that a run without rows prints none."""
+        if self._has_header:
+            return
+        self._has_header = True
+        direction = " (lower is better)" if self._select_by.lower_is_better else ""
+        self._print(
+            f"  * best so far by {self._select_by.measure}{direction}; {_SIGNIFICANT}"
+            f" significantly different from the best so far (p < {LEVEL})"
+        )
+        self._print_row(f"{'step':>8} ", "set", *self._measures, "passages/s", "seconds")
+
+    def _print_row(self, *cells: str) -> None:
+        """Prints cells in columns whose widths depend on the names of measures and sets."""
+        table = Table.grid(padding=(0, _GAP, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(
+            no_wrap=True, min_width=max(_SET_WIDTH, *map(len, self._datasets.values()))
+        )
+        for measure in self._measures:
+            table.add_column(no_wrap=True, min_width=max(_CELL_WIDTH, len(measure)))
+        table.add_column(no_wrap=True, justify="right", min_width=len("passages/s"))
+        table.add_column(no_wrap=True, justify="right", min_width=len("seconds"))
+        table.add_row(*cells)
+        self._console.print(table)
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        self._console.print(line, soft_wrap=True)
 
 
-def _cell(validation: Validation, leader: Validation | None, name: str) -> str:
-    value = validation.measures[name]
-    if leader is None:
+def _cell(ranked: Ranked, measure: str) -> str:
+    """Returns a value and its change against the best before it, marked if significant."""
+    value, best = ranked.validation.measures[measure], ranked.best_before
+    if best is None:
         return f"{value:.4f}"
-    standing = validation.standing
-    luck = standing.p_values.get(name, 1.0) if standing else 1.0
-    mark = _SIGNIFICANT if luck < LEVEL else ""
-    return f"{value:.4f} {value - leader.measures[name]:+.4f}{mark}"
+    standing = ranked.validation.standing
+    p_value = standing.p_values.get(measure, 1.0) if standing else 1.0
+    mark = _SIGNIFICANT if p_value < LEVEL else ""
+    return f"{value:.4f} {value - best.measures[measure]:+.4f}{mark}"
 
 
-def _gone(validation: Validation) -> str:
+def _deleted(validation: Validation) -> str:
     path = str(validation.checkpoint.path)
-    there = "://" in path or Path(path).exists()
-    return "" if there else ", deleted by its trainer; see --keep_best"
+    exists = "://" in path or Path(path).exists()
+    return "" if exists else ", deleted by its trainer; see `keep_best`"
 
 
-def _within(validation: Validation, name: str) -> str:
+def _interval(validation: Validation, measure: str) -> str:
     if validation.standing is None:
         return ""
-    low, high = validation.standing.intervals[name]
+    low, high = validation.standing.intervals[measure]
     return f" [{low:.4f}, {high:.4f}]"
 
 
 def progress(label: str, total: int | None) -> Bar:
-    """A bar on a terminal; elsewhere a line of log every few seconds."""
+    """Returns a progress bar on a terminal; elsewhere one that logs every few seconds."""
     if sys.stderr.isatty():
         return tqdm(total=total, desc=label, leave=False, unit_scale=True, dynamic_ncols=True)  # type: ignore[no-any-return]
-    return _Lines(label, total)
+    return _LogBar(label, total)
 
 
-class _Lines:
-    """Progress as lines of log, none for work that is over at once."""
+class _LogBar:
+    """Logs progress every few seconds, and nothing if the work takes less."""
 
     def __init__(self, label: str, total: int | None):
         self._label = label
         self._total = total
         self._done = 0
-        self._start = self._said = time.monotonic()
+        self._start = self._last_logged = time.monotonic()
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> _LogBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,8 +169,8 @@ class _Lines:
     def update(self, n: int) -> None:
         self._done += n
         now = time.monotonic()
-        if now - self._said >= _QUIET_SECONDS:
-            self._said = now
-            of = f" of {self._total:,}" if self._total else ""
+        if now - self._last_logged >= _LOG_INTERVAL:
+            self._last_logged = now
+            of_total = f" of {self._total:,}" if self._total else ""
             rate = self._done / (now - self._start)
-            _LOG.info("%s: %s%s, %.0f/s", self._label, f"{self._done:,}", of, rate)
+            _LOG.info("%s: %s%s, %.0f/s", self._label, f"{self._done:,}", of_total, rate)

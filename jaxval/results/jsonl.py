@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line a validation, made whole from the ledger at every start."""
+"""metrics.jsonl: one line for each validation, rewritten from the ledger at every start."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxval.records import Failure, Validation
+from jaxval.atomic import replace_file
+from jaxval.records import Failure, Ranked, Validation
 
 
 class JsonLines:
-    """Mirrors the ledger to one file, an object a line."""
+    """Mirrors the ledger to a file of JSON objects, one on each line."""
 
     def __init__(self, path: Path):
         self._path = path
 
-    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
-        """Writes what the ledger holds; a kill may have come between a row and its line."""
-        whole = self._path.with_suffix(".tmp")
-        whole.write_text("".join(map(_line, past)))
-        whole.replace(self._path)
+    def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
+        """Replaces the file. An earlier run may have been killed between a row and its line."""
+        with replace_file(self._path) as partial:
+            partial.write_text("".join(_line(ranked.validation) for ranked in past))
 
-    def record(self, validation: Validation) -> None:
+    def record(self, ranked: Ranked) -> None:
         """Appends a line."""
         with self._path.open("a") as file:
-            file.write(_line(validation))
+            file.write(_line(ranked.validation))
 
     def fail(self, failure: Failure) -> None:
-        """A failure has no measures, and so no line."""
+        """Does nothing: a failure has no measures."""
 
     def end(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""
 
 
 def _line(validation: Validation) -> str:

@@ -1,7 +1,40 @@
-"""The ledger: SQLite, the only truth about what was validated and with what result.
+"""The ledger: an SQLite file with the results of all validations.
 
-A result exists if and only if its row does. Everything else that jaxval writes can be
-made again from here.
+A result exists if and only if its row does. metrics.jsonl, the TensorBoard files and
+signals.json are rebuilt from the ledger.
+
+Tables:
+  series: one row per series. A series is a set together with all settings that its values
+    depend on, and values compare only within a series.
+      digest: identifies the series.
+      dataset: the set's name.
+      settings: JSON object, what the digest is computed from.
+      query_ids: JSON list, the order of the values in `measure.per_query`.
+      created: Unix time.
+  validation: one row per checkpoint and series that has a result.
+      series: the series' digest.
+      step, name, commit_ns: of the checkpoint, see records.Checkpoint. Name and commit_ns
+        identify it.
+      checkpoint: the path at which the trainer wrote it.
+      params_at: where in the checkpoint the parameters were found.
+      passages: number of passages that were encoded.
+      queries: number of queries that were judged.
+      seconds: JSON object, stage -> wall-clock seconds.
+      against: the step that was best in the series until then; NULL for the first.
+      finished: Unix time.
+  measure: one row per validation and measure, in the order of `measures`.
+      validation: the validation's id.
+      name: the measure's name.
+      mean: mean over the queries; NULL if it is NaN.
+      low, high: 95% interval of the mean.
+      p_value: of a test against the step `validation.against`; NULL if there was none.
+      per_query: little-endian float64, one value per query of the series.
+  failure: one row per checkpoint and series that has no result, and why.
+      series, step, name, commit_ns, checkpoint, finished: as in `validation`.
+      reason: one word, see records.Failure.
+      message: an explanation for people.
+
+`PRAGMA user_version` is the version of this schema.
 """
 
 from __future__ import annotations
@@ -25,7 +58,7 @@ _MIGRATIONS = (
     CREATE TABLE series (
       digest TEXT PRIMARY KEY,
       dataset TEXT NOT NULL,
-      settings TEXT NOT NULL,   -- JSON: all that the digest was made of
+      settings TEXT NOT NULL,   -- JSON object: what the digest is computed from
       query_ids TEXT NOT NULL,  -- JSON list: the order of measure.per_query
       created REAL NOT NULL
     );
@@ -39,18 +72,18 @@ _MIGRATIONS = (
       params_at TEXT NOT NULL,
       passages INTEGER NOT NULL,
       queries INTEGER NOT NULL,
-      seconds TEXT NOT NULL,    -- JSON: stage -> seconds
-      against INTEGER,          -- the step that was best in the series until then
+      seconds TEXT NOT NULL,    -- JSON object: stage -> seconds
+      against INTEGER,          -- step that was best in the series until then
       finished REAL NOT NULL,
       UNIQUE (series, name, commit_ns)
     );
     CREATE TABLE measure (
       validation INTEGER NOT NULL REFERENCES validation,
       name TEXT NOT NULL,
-      mean REAL,                -- NULL if it is NaN
+      mean REAL,                -- NULL if NaN
       low REAL,                 -- 95% interval of the mean
       high REAL,
-      p_value REAL,             -- of no difference from validation.against
+      p_value REAL,             -- of a test against validation.against
       per_query BLOB NOT NULL,  -- little-endian float64, in the order of series.query_ids
       PRIMARY KEY (validation, name)
     );
@@ -70,15 +103,22 @@ _MIGRATIONS = (
 )
 
 
-_PATIENCE = 60.0  # seconds for a reader to let go of the file
+_LOCK_TIMEOUT = 60.0  # seconds to wait while another process reads or writes
 
 
 class Ledger:
-    """One SQLite file. Every write is one transaction."""
+    """An open ledger. Every write is one transaction.
+
+    Args:
+      path: the file, which is created if it does not exist, with its folder.
+
+    Raises:
+      UserError: the file is not a ledger, is from a newer jaxval, or cannot be written.
+    """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=_PATIENCE)
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=_LOCK_TIMEOUT)
         self._db.row_factory = sqlite3.Row
         try:
             self._db.execute("PRAGMA foreign_keys = ON")
@@ -111,7 +151,8 @@ class Ledger:
             if version > len(_MIGRATIONS):
                 raise UserError(
                     f"the ledger was written by a newer jaxval (version {version}, this one"
-                    f" knows {len(_MIGRATIONS)}): install that, or choose another `output_dir`"
+                    f" reads up to {len(_MIGRATIONS)}): install that version, or choose another"
+                    " `output_dir`"
                 )
             for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
                 for statement in filter(str.strip, migration.split(";\n")):
@@ -121,13 +162,23 @@ class Ledger:
     def open_series(
         self, digest: str, dataset: str, settings: Mapping[str, Any], query_ids: Sequence[str]
     ) -> None:
-        """Makes sure that the series of these settings stands in the ledger."""
+        """Adds a series, unless the ledger has it.
+
+        Args:
+          digest: identifies the series.
+          dataset: the set's name.
+          settings: what the digest is computed from, as JSON holds it.
+          query_ids: the order of the per-query values.
+        """
         row = (digest, dataset, json.dumps(settings), json.dumps(list(query_ids)), time.time())
         with self._atomic():
             self._db.execute("INSERT OR IGNORE INTO series VALUES (?, ?, ?, ?, ?)", row)
 
     def settings(self, dataset: str) -> dict[str, dict[str, Any]]:
-        """The settings of every series of a set that has a result, the latest last."""
+        """Returns digest -> settings of the series of a set that have a result.
+
+        The series with the latest result comes last.
+        """
         rows = self._rows(
             "SELECT digest, settings FROM series JOIN validation ON digest = series"
             " WHERE dataset = ? GROUP BY digest ORDER BY max(id)",
@@ -136,19 +187,23 @@ class Ledger:
         return {row["digest"]: json.loads(row["settings"]) for row in rows}
 
     def holds(self, checkpoint: Checkpoint, series: str) -> bool:
-        """Whether this checkpoint has its row in this series, a result or a failure."""
-        found = self._db.execute(
+        """Returns whether a checkpoint has a row in a series, a result or a failure."""
+        cursor = self._db.execute(
             "SELECT 1 FROM validation WHERE series = :s AND name = :n AND commit_ns = :c"
             " UNION SELECT 1 FROM failure WHERE series = :s AND name = :n AND commit_ns = :c",
             {"s": series, "n": checkpoint.name, "c": checkpoint.commit_ns},
         )
-        return found.fetchone() is not None
+        return cursor.fetchone() is not None
 
     def commit(self, validation: Validation, failures: Sequence[Failure] = ()) -> None:
-        """Writes one validation with all its values, and failures that follow from it, in
-        one transaction."""
+        """Writes a validation with its values, in one transaction.
+
+        Args:
+          validation: the validation. Its series is in the ledger.
+          failures: failures that follow from it, which the same transaction writes.
+        """
         if validation.standing is None:
-            raise ValueError("a validation is compared before it is committed")
+            raise ValueError("a validation must be compared before it is committed")
         checkpoint, standing = validation.checkpoint, validation.standing
         row = {
             "series": validation.series,
@@ -176,7 +231,7 @@ class Ledger:
             self._insert_failures(failures)
 
     def fail(self, failures: Sequence[Failure]) -> None:
-        """Writes failures, all or none; one that stands there already is left as it is."""
+        """Writes failures, all or none. One that the ledger has already stays as it is."""
         with self._atomic():
             self._insert_failures(failures)
 
@@ -187,31 +242,42 @@ class Ledger:
         *,
         but: Collection[str] = (),
     ) -> int:
-        """Removes the failures of these series, so that they are tried again; how many.
+        """Removes failures, so that their checkpoints are tried again.
 
         Args:
-          series: digests.
-          among: identities of checkpoints; only theirs are removed. None for all.
-          but: reasons; failures of these stay.
+          series: digests of the series.
+          among: identities of the checkpoints; None for all checkpoints.
+          but: reasons; failures for these reasons are kept.
+
+        Returns:
+          The number of failures that were removed.
         """
         with self._atomic():
-            found = [
+            failures = [
                 row
                 for row in self._rows("SELECT * FROM failure")
                 if row["series"] in series
                 and row["reason"] not in but
                 and (among is None or _checkpoint(row).identity in among)
             ]
-            return self._forget(found)
+            return self._delete(failures)
 
     def reopen(
         self, reason: str, series: str, without: str, among: Collection[tuple[str, int]]
     ) -> int:
-        """Removes the failures of this reason in `series` whose checkpoints have no result in
-        the series `without`; how many. Only checkpoints of the identities `among` are meant.
+        """Removes failures of checkpoints that have no result in another series.
+
+        Args:
+          reason: the failures' reason.
+          series: digest of the failures' series.
+          without: digest of the other series.
+          among: identities of the checkpoints.
+
+        Returns:
+          The number of failures that were removed.
         """
         with self._atomic():
-            found = [
+            failures = [
                 row
                 for row in self._rows(
                     "SELECT * FROM failure WHERE reason = ? AND series = ? AND NOT EXISTS"
@@ -221,15 +287,15 @@ class Ledger:
                 )
                 if _checkpoint(row).identity in among
             ]
-            return self._forget(found)
+            return self._delete(failures)
 
-    def _forget(self, failures: Sequence[sqlite3.Row]) -> int:
+    def _delete(self, failures: Sequence[sqlite3.Row]) -> int:
         ids = [(row["id"],) for row in failures]
         self._db.executemany("DELETE FROM failure WHERE id = ?", ids)
         return len(ids)
 
     def validations(self) -> list[Validation]:
-        """Every validation, in the order they were committed."""
+        """Returns all validations, in the order in which they were committed."""
         rows = self._rows(
             "SELECT validation.*, dataset FROM validation"
             " JOIN series ON series.digest = series ORDER BY id"
@@ -237,16 +303,16 @@ class Ledger:
         return [self._read(row) for row in rows]
 
     def failures(self) -> list[Failure]:
-        """Every failure, in the order they were committed."""
+        """Returns all failures, in the order in which they were committed."""
         return [
             Failure(_checkpoint(row), row["series"], row["reason"], row["message"])
             for row in self._rows("SELECT * FROM failure ORDER BY id")
         ]
 
     def query_ids(self, series: str) -> list[str]:
-        """The queries of a series, in the order of its per-query values."""
-        found = self._db.execute("SELECT query_ids FROM series WHERE digest = ?", (series,))
-        return list(json.loads(found.fetchone()[0]))
+        """Returns the ids of a series' queries, in the order of its per-query values."""
+        cursor = self._db.execute("SELECT query_ids FROM series WHERE digest = ?", (series,))
+        return list(json.loads(cursor.fetchone()[0]))
 
     def _rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
         return self._db.execute(sql, values).fetchall()
@@ -271,10 +337,14 @@ class Ledger:
             "SELECT * FROM measure WHERE validation = ? ORDER BY rowid", row["id"]
         )
         standing = Standing(
-            intervals={one["name"]: (one["low"], one["high"]) for one in measures},
+            intervals={
+                measure["name"]: (measure["low"], measure["high"]) for measure in measures
+            },
             against=row["against"],
             p_values={
-                one["name"]: one["p_value"] for one in measures if one["p_value"] is not None
+                measure["name"]: measure["p_value"]
+                for measure in measures
+                if measure["p_value"] is not None
             },
         )
         return Validation(
@@ -284,7 +354,10 @@ class Ledger:
             params_at=row["params_at"],
             passages=row["passages"],
             queries=row["queries"],
-            per_query={one["name"]: np.frombuffer(one["per_query"], "<f8") for one in measures},
+            per_query={
+                measure["name"]: np.frombuffer(measure["per_query"], "<f8")
+                for measure in measures
+            },
             seconds=json.loads(row["seconds"]),
             standing=standing,
         )

@@ -1,15 +1,16 @@
-"""One writer: whoever holds OUTPUT_DIR/lock may write there."""
+"""The lock on an output directory: one jaxval process writes there at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from jaxval.errors import UserError
 
@@ -18,10 +19,16 @@ _LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Holds the directory while the context lasts; a kill releases it too.
+    """Holds `directory/lock` until the context ends or the process dies.
+
+    The file names its holder, and stays when the lock is released. On a file system without
+    locks, a warning is logged and the context runs without one.
+
+    Args:
+      directory: created if it does not exist.
 
     Raises:
-      UserError: another process holds it, or it cannot be written.
+      UserError: another process holds the lock, or the directory cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -31,10 +38,10 @@ def hold(directory: Path) -> Iterator[None]:
     with file:
         _lock(file.fileno(), directory)
         since = datetime.datetime.now().isoformat(" ", "seconds")
-        sign = f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
         try:
             file.truncate(0)
-            file.write(sign.encode())
+            file.write(holder.encode())
         except OSError as error:
             raise _unwritable(directory, error) from error
         yield
@@ -46,17 +53,19 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 
 def _lock(descriptor: int, directory: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = (directory / "lock").read_text().strip() or "another process"
-        raise UserError(
-            f"`output_dir={directory}` is in use by {holder}: stop it, or choose another"
-        ) from None
+        locked = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         _LOG.warning(
-            "%s is on a file system without locks (%s): see to it that only one jaxval writes"
-            " there, or put `output_dir` on a local disk. A second one would waste work, but"
-            " not harm the ledger",
+            "%s is on a file system without locks (%s): make sure that only one jaxval writes"
+            " there, or put `output_dir` on a local disk. A second process would repeat work,"
+            " but not damage the ledger",
             directory,
             error,
+        )
+        return
+    if not locked:
+        holder = (directory / "lock").read_text().strip() or "another process"
+        raise UserError(
+            f"`output_dir={directory}` is in use by {holder}: stop that process, or choose"
+            " another directory"
         )

@@ -1,4 +1,4 @@
-"""signals.json: what the trainer hears, by jaxval.signals."""
+"""signals.json: what the trainer reads through jaxval.signals."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from jaxval import signals
 from jaxval.metrics.significance import LEVEL, p_value
-from jaxval.records import SCREENED, Failure, SelectBy, Validation
+from jaxval.records import SCREENED, Failure, Ranked, SelectBy, Validation
 
 
 class SignalFile:
-    """Tells the trainer the best step, what is validated, and whether to stop.
+    """Tells the trainer the best step, the value of each step, and whether to stop.
 
     Args:
-      output_dir: where the file lies.
-      select_by: what decides.
-      patience: validations without a significant gain after which to stop; None for never.
-        Whoever is screened out has made none.
-      sample: what screens, if anything does.
+      output_dir: Where the file is written.
+      select_by: Decides which checkpoint is best.
+      patience: Number of validations without a significant gain after which to stop, or None
+        to never stop. A checkpoint that is screened out counts as one.
+      sample: Decides on the sample that screens checkpoints, or None without screening.
     """
 
     def __init__(
@@ -30,79 +30,64 @@ class SignalFile:
     ):
         self._output_dir = output_dir
         self._select_by = select_by
-        self._patience = patience
         self._sample = sample
+        self._patience = _Patience(select_by, patience)
         self._values: dict[int, float] = {}
         self._failed: set[int] = set()
-        self._leader: Validation | None = None
-        self._anchor: Validation | None = None
-        self._idle = 0
+        self._best: Validation | None = None
 
-    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
-        """Tells what the ledger holds."""
-        screened = {one.checkpoint.identity for one in failures if self._is_screened(one)}
-        for validation in past:
-            self._take(validation)
+    def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
+        """Writes what the ledger holds."""
+        screened = {
+            failure.checkpoint.identity for failure in failures if self._screens_out(failure)
+        }
+        for ranked in past:
+            self._add(ranked)
+            validation = ranked.validation
             if self._sample and validation.series == self._sample.series:
-                self._idle += validation.checkpoint.identity in screened
+                self._patience.idle += validation.checkpoint.identity in screened
         for failure in failures:
-            self._take_failure(failure)
+            self._add_failure(failure)
         self._write()
 
-    def record(self, validation: Validation) -> None:
-        """Tells one more value."""
-        self._take(validation)
+    def record(self, ranked: Ranked) -> None:
+        """Writes the value of one more step."""
+        self._add(ranked)
         self._write()
 
     def fail(self, failure: Failure) -> None:
-        """Tells that a step will have no value."""
-        self._take_failure(failure)
-        self._idle += self._is_screened(failure)
+        """Writes that a step will have no value."""
+        self._add_failure(failure)
+        self._patience.idle += self._screens_out(failure)
         self._write()
 
     def end(self) -> None:
-        """The file stays as it is."""
+        """Does nothing: the file stays as it is."""
 
-    def _take(self, validation: Validation) -> None:
+    def _add(self, ranked: Ranked) -> None:
+        validation = ranked.validation
         if validation.series != self._select_by.series:
             return
         step = validation.checkpoint.step
-        self._wait(validation)
         self._values[step] = validation.measures[self._select_by.measure]
         self._failed.discard(step)
-        if self._gains(validation, self._leader):
-            self._leader = validation
+        self._patience.add(validation)
+        if ranked.is_best:
+            self._best = validation
 
-    def _gains(self, validation: Validation, other: Validation | None) -> bool:
-        worth = self._select_by.worth
-        return other is None or worth(validation) > worth(other)
-
-    def _wait(self, validation: Validation) -> None:
-        """Counts validations since the last significant gain, over the one that made it:
-        small steps upwards add up to a gain."""
-        self._idle += 1
-        if self._gains(validation, self._anchor) and self._surely(validation):
-            self._anchor, self._idle = validation, 0
-
-    def _surely(self, validation: Validation) -> bool:
-        if self._anchor is None:
-            return True
-        measure = self._select_by.measure
-        return p_value(validation.per_query[measure], self._anchor.per_query[measure]) < LEVEL
-
-    def _take_failure(self, failure: Failure) -> None:
+    def _add_failure(self, failure: Failure) -> None:
         if failure.series == self._select_by.series:
             self._failed.add(failure.checkpoint.step)
 
-    def _is_screened(self, failure: Failure) -> bool:
+    def _screens_out(self, failure: Failure) -> bool:
         return failure.reason == SCREENED and failure.series == self._select_by.series
 
     def _write(self) -> None:
-        stop = self._patience is not None and self._idle >= self._patience
-        reason = f"{self._idle} validations without a significant gain" if stop else ""
+        stop = self._patience.exhausted
+        reason = f"{self._patience.idle} validations without a significant gain" if stop else ""
         state = signals.State(
             select_by=f"{self._select_by.dataset}:{self._select_by.measure}",
-            best=self._best(),
+            best=self._best_signal(),
             values=self._values,
             failed=tuple(sorted(self._failed - self._values.keys())),
             stop=stop,
@@ -111,9 +96,50 @@ class SignalFile:
         )
         signals.write(self._output_dir, state)
 
-    def _best(self) -> signals.Best | None:
-        if self._leader is None:
+    def _best_signal(self) -> signals.Best | None:
+        if self._best is None:
             return None
-        checkpoint = self._leader.checkpoint
-        value = self._leader.measures[self._select_by.measure]
+        checkpoint = self._best.checkpoint
+        value = self._best.measures[self._select_by.measure]
         return signals.Best(checkpoint.step, value, str(checkpoint.path))
+
+
+class _Patience:
+    """Counts the validations since the last significant gain.
+
+    A gain is measured against the validation that made the last gain, not against the best
+    so far: several small gains add up to a significant one.
+
+    Args:
+      select_by: Decides which of two validations is better.
+      limit: Number of validations without a gain at which patience is exhausted, or None.
+
+    Attributes:
+      idle: Number of validations since the last gain.
+    """
+
+    def __init__(self, select_by: SelectBy, limit: int | None):
+        self.idle = 0
+        self._select_by = select_by
+        self._limit = limit
+        self._last_gain: Validation | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether training should stop."""
+        return self._limit is not None and self.idle >= self._limit
+
+    def add(self, validation: Validation) -> None:
+        """Counts a validation."""
+        self.idle += 1
+        if self._gains(validation):
+            self._last_gain, self.idle = validation, 0
+
+    def _gains(self, validation: Validation) -> bool:
+        if self._last_gain is None:
+            return True
+        worth, measure = self._select_by.worth, self._select_by.measure
+        if worth(validation) <= worth(self._last_gain):
+            return False
+        before = self._last_gain.per_query[measure]
+        return p_value(validation.per_query[measure], before) < LEVEL

@@ -1,4 +1,4 @@
-"""TensorBoard: each measure at its training step, a run a series."""
+"""TensorBoard: each measure at its training step, one TensorBoard run for each series."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
-from jaxval.records import Failure, Validation
+from jaxval.records import Failure, Ranked, Validation
 
 
 class TensorBoard:
     """Mirrors the ledger to event files in DIRECTORY/<dataset>/<series>.
 
-    The directory belongs to jaxval: it is made anew from the ledger at every start, since
-    an event file cannot tell which of its points a killed run has written.
+    The directory is deleted and rewritten from the ledger at every start, because an event
+    file does not tell which of its points a killed run has written.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory
         self._writers: dict[str, Any] = {}
 
-    def begin(self, past: Sequence[Validation], failures: Sequence[Failure]) -> None:
+    def begin(self, past: Sequence[Ranked], failures: Sequence[Failure]) -> None:
         """Writes what the ledger holds."""
         shutil.rmtree(self._directory, ignore_errors=True)
-        for validation in past:
-            self.record(validation)
+        for ranked in past:
+            self.record(ranked)
 
-    def record(self, validation: Validation) -> None:
-        """Adds a point to each measure's curve; it is on disk on return."""
+    def record(self, ranked: Ranked) -> None:
+        """Adds a point to the curve of each measure and flushes it."""
+        validation = ranked.validation
         writer = self._writer(validation)
         step = validation.checkpoint.step
         for name, mean in validation.measures.items():
-            # A tag may not hold @ or parentheses: RR@10 is tagged RR_10, and shown as RR@10.
+            # Tags cannot contain @ or parentheses: RR@10 has the tag RR_10 and the display
+            # name RR@10.
             _add(writer, name, mean, step)
         _add(writer, "passages_per_second", validation.rate, step)
         writer.flush()
 
     def fail(self, failure: Failure) -> None:
-        """A failure has no point on a curve."""
+        """Does nothing: a failure has no measures."""
 
     def end(self) -> None:
         """Closes the files."""
@@ -54,7 +56,7 @@ class TensorBoard:
         if validation.series not in self._writers:
             folder = self._directory / validation.dataset / validation.series[:8]
             folder.mkdir(parents=True, exist_ok=True)
-            # Not SummaryWriter: its thread dies of a full disk, and then keeps us waiting.
+            # SummaryWriter's thread dies when the disk is full, and its calls then block.
             self._writers[validation.series] = EventsWriter(str(folder / "events"))
         return self._writers[validation.series]
 

@@ -1,152 +1,118 @@
-"""Pending checkpoints -> validate -> ledger -> trackers, until there is no more to do."""
+"""Validates checkpoint after checkpoint and commits the results to the ledger."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
-import shutil
-import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 from etils import epath
 
-from jaxval.checkpoints.commit import one_below
-from jaxval.checkpoints.export import BestCheckpoints, export_name
+from jaxval.checkpoints.export import BestCheckpoints
 from jaxval.checkpoints.gaps import unseen
 from jaxval.checkpoints.prefetch import Prefetcher
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
 from jaxval.errors import CheckpointError, MismatchError, UnreadableError, UserError
-from jaxval.evaluation.plan import EvalPlan, SetResult
+from jaxval.evaluation.plan import SetResult
 from jaxval.evaluation.prepare import Prepared, prepare
 from jaxval.evaluation.validate import compiling_ahead, load, validate
-from jaxval.metrics.screening import Screening
-from jaxval.metrics.significance import compare
 from jaxval.records import (
-    SCREENED,
     Checkpoint,
     Failure,
     Progress,
-    Standing,
+    Source,
+    TrackedRun,
     Tracker,
     Validation,
 )
-from jaxval.results.console import Console, progress
-from jaxval.results.jsonl import JsonLines
+from jaxval.results import console
 from jaxval.results.ledger import Ledger
 from jaxval.results.run_files import write_run
-from jaxval.results.signal_file import SignalFile
-from jaxval.results.tensorboard import TensorBoard
+from jaxval.results.trackers import MakeTrackers, TrackerGroup
+from jaxval.results.writing import signals_deferred, wait_for_room
+from jaxval.run.leaderboard import BestExports, Leaderboard
+from jaxval.run.misfits import Misfits
+from jaxval.run.series import open_series
+from jaxval.run.summary import Tally, explain_no_checkpoint, print_summary
 
 _LOG = logging.getLogger(__name__)
-_ROOM = 8 * 2**20  # bytes that must be free before anything is written
-_ROOM_PAUSE = 5.0
-_LAG = 10.0  # seconds behind the trainer that are worth a word
+_LAG = 10.0  # seconds; a shorter queue is not logged
 
 
-class Source(Protocol):
-    """Where checkpoints come from: checkpoints.watch.Watcher."""
+def run(
+    config: Config,
+    source: Source,
+    open_devices: Callable[[], Sequence[jax.Device]],
+    make_trackers: MakeTrackers,
+    *,
+    progress: Progress = console.progress,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Validates checkpoints until an end condition of `config.watching` holds.
 
-    def waiting(self) -> list[Checkpoint]:
-        """Those in line, the next first."""
-        ...
+    Args:
+      config: The settings.
+      source: Where the checkpoints come from.
+      open_devices: Returns the devices to run on. Called when all settings have been checked.
+      make_trackers: Makes the trackers.
+      progress: Makes progress bars.
+      clock: Returns the time in seconds.
+      sleep: Waits for a number of seconds.
 
-    def next(self, timeout: float) -> Checkpoint | None:
-        """The next to validate, or None if there is none within `timeout` seconds."""
-        ...
-
-    def done(self, checkpoint: Checkpoint) -> None:
-        """It needs no more attention."""
-        ...
-
-    def need(self, items: Collection[str]) -> None:
-        """Only these items of a checkpoint are needed."""
-        ...
-
-    def why_unpinned(self, checkpoint: Checkpoint) -> str:
-        """Why it could not be protected from its trainer; empty if it could."""
-        ...
-
-    def set_aside(self, checkpoint: Checkpoint) -> None:
-        """Takes it out of the line, but keeps it readable."""
-        ...
-
-    @property
-    def left_behind(self) -> Sequence[Checkpoint]:
-        """What stood in line when an earlier run ended."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Whether none will come any more."""
-        ...
-
-
-@dataclasses.dataclass
-class Tally:
-    """What became of the checkpoints of this run."""
-
-    validated: int = 0
-    known: int = 0
-    lost: int = 0
-    corrupt: int = 0
-    unreadable: int = 0
-    skipped: int = 0
-    screened: int = 0
-    retried: int = 0
-
-    def count(self, reason: str) -> None:
-        """Counts a failure."""
-        if reason in ("vanished", "unseen"):
-            self.lost += 1
-        elif reason == "skipped":
-            self.skipped += 1
-        else:
-            self.corrupt += 1
-
-    def __str__(self) -> str:
-        parts = [f"{self.validated} validated", f"{self.known} already in the ledger"]
-        parts += [f"{self.lost} lost", f"{self.corrupt} corrupt", f"{self.retried} retried"]
-        parts += [f"{self.skipped} skipped"] * bool(self.skipped)
-        parts += [f"{self.screened} screened out"] * bool(self.screened)
-        parts += [f"{self.unreadable} unreadable"] * bool(self.unreadable)
-        return ", ".join(parts)
-
-
-def run(config: Config, source: Source, devices: Callable[[], Sequence[jax.Device]]) -> int:
-    """Validates until an end is reached; returns the exit status.
+    Returns:
+      The exit status: 0, or 1 if a checkpoint could not be validated.
 
     Raises:
-      UserError: the settings or the data are at fault.
+      UserError: The settings or the data are wrong.
     """
-    prepared = prepare(config.evaluation, devices, progress)
+    prepared = prepare(config.evaluation, open_devices, progress)
     ledger = Ledger(config.output.directory / "ledger.sqlite")
     with contextlib.closing(ledger):
-        _open_series(config, source, prepared, ledger)
-        session = Session(config, source, prepared, ledger, _trackers(config, prepared))
-        refused = False
+        retry_failed = config.watching.retry_failed
+        open_series(prepared, ledger, source.waiting(), retry_failed=retry_failed)
+        trackers = make_trackers(_tracked(config, prepared))
+        session = Session(
+            *(config, source, prepared, ledger, trackers),
+            progress=progress,
+            clock=clock,
+            sleep=sleep,
+        )
+        wrong = False
         try:
             with compiling_ahead(prepared.plan):
                 session.begin()
                 session.consume()
         except UserError:
-            refused = True
+            wrong = True
             raise
         finally:
             session.end()
-            if session.tally.validated or not refused:
-                _say_saved(prepared, ledger)
-                _say_where(config, session.tally)
-    return 1 if session.tally.corrupt or session.tally.unreadable else 0
+            if session.tally.validated or not wrong:
+                print_summary(config.output, session.tally, ledger, prepared.screening)
+    return session.tally.status
 
 
 class Session:
-    """One run, from the first checkpoint to the last."""
+    """One run, from the first checkpoint to the last.
+
+    Args:
+      config: The settings.
+      source: Where the checkpoints come from.
+      prepared: What each checkpoint is evaluated on.
+      ledger: Where the results are committed, with the series of `prepared` open.
+      trackers: Told of each row of the ledger.
+      progress: Makes progress bars.
+      clock: Returns the time in seconds.
+      sleep: Waits for a number of seconds.
+
+    Attributes:
+      tally: Counts of what became of the checkpoints.
+    """
 
     def __init__(
         self,
@@ -156,408 +122,263 @@ class Session:
         ledger: Ledger,
         trackers: Sequence[Tracker],
         *,
-        progress: Progress = progress,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        progress: Progress,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ):
         self.tally = Tally()
-        self._config = config
+        self._watching = config.watching
+        self._output = output = config.output
         self._source = source
-        self._plan: EvalPlan = prepared.plan
-        self._select_by = prepared.select_by
+        self._plan = prepared.plan
         self._screening = prepared.screening
         self._ledger = ledger
-        self._trackers = trackers
+        self._trackers = TrackerGroup(trackers)
         self._progress = progress
         self._clock = clock
         self._sleep = sleep
-        self._ahead = Prefetcher(source.waiting, self._load, config.watching.host_checkpoints)
-        self._exports = BestCheckpoints(config.output.directory / "best")
-        self._ranking: dict[str, list[Validation]] = {}
+        self._prefetcher = Prefetcher(
+            source.waiting, self._load, config.watching.host_checkpoints
+        )
+        self._leaderboard = Leaderboard(prepared.select_by, output.keep_best)
+        self._exports = BestExports(
+            self._leaderboard,
+            prepared.select_by.series,
+            BestCheckpoints(output.directory / "best"),
+            output.keep_best,
+        )
+        self._misfits = Misfits()
         self._known_steps: set[int] = set()
-        self._misfits: list[tuple[Checkpoint, MismatchError]] = []
-        self._fitted = False
-        self._seen = False
-        self._said: tuple[str, tuple[str, ...]] = "", ()
+        self._any_checkpoint = False
+        self._logged_location: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        """Takes up where the ledger ends."""
+        """Continues from the ledger: ranks its validations and starts the trackers."""
         series = {judged.series for judged in self._plan.sets}
         past, failures = self._ledger.validations(), self._ledger.failures()
-        for validation in past:
-            if validation.series in series:
-                self._rank(validation)
-                self._fitted = True
         rows: list[Validation | Failure] = [*past, *failures]
-        self._known_steps = {one.checkpoint.step for one in rows if one.series in series}
+        self._known_steps = {row.checkpoint.step for row in rows if row.series in series}
         if not self._known_steps:
-            self._known_steps = {one.step for one in self._source.left_behind[:1]}
-        self._seen = bool(rows or self._source.left_behind)
-        for tracker in self._trackers:
-            tracker.begin(past, failures)
-        self._prune()
-        self._ahead.start()
-        root = self._config.watching.checkpoint_dir
-        there = epath.Path(root).exists()
-        _LOG.info("waiting for checkpoints in %s%s", root, "" if there else ", not there yet")
+            self._known_steps = {old.step for old in self._source.left_behind[:1]}
+        self._any_checkpoint = bool(rows or self._source.left_behind)
+        self._misfits.fitted = any(validation.series in series for validation in past)
+        ranked = [self._leaderboard.add(validation) for validation in past]
+        self._trackers.begin(ranked, failures)
+        self._exports.prune()
+        self._prefetcher.start()
+        directory = self._watching.checkpoint_dir
+        note = "" if epath.Path(directory).exists() else ", which does not exist yet"
+        _LOG.info("waiting for checkpoints in %s%s", directory, note)
 
     def consume(self) -> None:
-        """Takes checkpoint after checkpoint, until one of the ends that Watching names.
+        """Validates checkpoint after checkpoint, until an end condition holds.
 
         Raises:
-          MismatchError: not one of them fits the encoder.
-          UserError: the directory never came to be.
+          MismatchError: No checkpoint fits the encoder.
+          UserError: The checkpoint directory does not exist.
         """
-        watching = self._config.watching
-        patience = math.inf if watching.idle_timeout is None else watching.idle_timeout
-        busy = self._clock()
+        watching = self._watching
+        timeout = math.inf if watching.idle_timeout is None else watching.idle_timeout
+        last_active = self._clock()
         while self.tally.validated != watching.max_validations:
             checkpoint = self._source.next(watching.poll_interval)
             if checkpoint is not None:
-                self._seen = True
-                self._note_gap()
+                self._any_checkpoint = True
+                self._record_gap()
                 self._take(checkpoint)
-                self._stop_if_none_fits()
-                busy = self._clock()
+                if not self._source.waiting():
+                    self._misfits.raise_last()
+                last_active = self._clock()
             elif self._source.finished:
                 _LOG.info("the training is complete")
-                return self._check_place()
-            elif self._clock() - busy >= patience:
-                _LOG.info("no checkpoint for %.0f s", watching.idle_timeout)
-                return self._check_place()
-        return None
-
-    def _check_place(self) -> None:
-        """Where nothing was ever seen, the wrong directory may have been watched.
-
-        Raises:
-          UserError: there is no such directory.
-        """
-        root = self._config.watching.checkpoint_dir
-        if self._seen:
-            return
-        if not epath.Path(root).exists():
-            raise UserError(
-                f"`checkpoint_dir={root}` is still not there: name the directory that the"
-                " trainer saves in, or wait longer with `idle_timeout`"
-            )
-        below = one_below(root)
-        hint = f"did you mean {below}?" if below else "is it where the trainer saves?"
-        _LOG.warning("no checkpoint was ever seen in %s: %s", root, hint)
+                break
+            elif self._clock() - last_active >= timeout:
+                _LOG.info("no new checkpoint for %.0f s", timeout)
+                break
+        if not self._any_checkpoint:
+            explain_no_checkpoint(watching.checkpoint_dir)
 
     def end(self) -> None:
-        """Leaves everything whole, however the run ends."""
-        self._ahead.stop()
-        self.tally.retried = self._ahead.retried
-        for tracker in self._trackers:
-            tracker.end()
+        """Stops reading ahead and ends the trackers. Called however the run ends."""
+        self._prefetcher.stop()
+        self.tally.retried = self._prefetcher.retried
+        self._trackers.end()
 
     def _load(self, checkpoint: Checkpoint) -> Restored:
         return load(checkpoint, self._plan)
 
     def _take(self, checkpoint: Checkpoint) -> None:
         """Validates a checkpoint on the sets for which the ledger has no row of it."""
-        if self._config.watching.order == "latest":
-            for other in self._source.waiting():
-                if other < checkpoint and self._wanted(other):
-                    self._fail(other, "skipped", f"step {checkpoint.step} was newer")
-        wanted = self._wanted(checkpoint)
-        if not wanted:
+        if self._watching.order == "latest":
+            self._skip_older(checkpoint)
+        open_series = self._open_series(checkpoint)
+        if not open_series:
             self.tally.known += 1
-            return self._source.done(checkpoint)
+            self._source.done(checkpoint)
+            return
         start = self._clock()
         try:
-            self._validate(checkpoint, wanted)
+            self._validate(checkpoint, open_series)
         except MismatchError as error:
-            return self._misfit(checkpoint, error)
+            self._handle_mismatch(checkpoint, error)
         except UnreadableError as error:
-            return self._postpone(checkpoint, error)
+            self._postpone(checkpoint, error)
         except CheckpointError as error:
-            return self._fail(checkpoint, error.reason, str(error))
-        self._source.done(checkpoint)
-        return self._say_lag(self._clock() - start)
+            self._fail(checkpoint, error.reason, str(error))
+        else:
+            self._source.done(checkpoint)
+            self._log_lag(self._clock() - start)
 
-    def _wanted(self, checkpoint: Checkpoint) -> set[str]:
-        every = (judged.series for judged in self._plan.sets)
-        return {series for series in every if not self._ledger.holds(checkpoint, series)}
+    def _open_series(self, checkpoint: Checkpoint) -> set[str]:
+        """Returns the series in which the checkpoint has no row yet."""
+        digests = (judged.series for judged in self._plan.sets)
+        return {series for series in digests if not self._ledger.holds(checkpoint, series)}
 
-    def _validate(self, checkpoint: Checkpoint, wanted: set[str]) -> None:
-        restored = self._ahead.take(checkpoint)
-        self._fits(restored)
+    def _skip_older(self, checkpoint: Checkpoint) -> None:
+        for older in self._source.waiting():
+            if older < checkpoint and self._open_series(older):
+                self._fail(older, "skipped", f"step {checkpoint.step} was newer")
+
+    def _validate(self, checkpoint: Checkpoint, open_series: set[str]) -> None:
+        restored = self._prefetcher.take(checkpoint)
+        self._note_fit(restored)
         label = f"step {checkpoint.step}"
-        for outcome in validate(label, restored, self._plan, wanted, self._progress):
-            self._wait_for_room(_bytes(restored) if self._config.output.keep_best else 0)
-            with _undisturbed():
-                # It is validated on the sample first; what is screened out ends there.
-                wanted -= self._keep(checkpoint, outcome, restored)
-                self.tally.validated += not wanted
+        for result in validate(label, restored, self._plan, open_series, self._progress):
+            wait_for_room(self._output.directory, self._export_size(restored), self._sleep)
+            with signals_deferred():
+                # A verdict on the sample closes the series of the whole corpus, which
+                # `validate` then leaves out.
+                open_series -= self._keep(checkpoint, result, restored)
+                self.tally.validated += not open_series
 
-    def _keep(self, checkpoint: Checkpoint, outcome: SetResult, restored: Restored) -> set[str]:
-        """Files first: once the row is there, nothing of the result may be missing.
+    def _keep(self, checkpoint: Checkpoint, result: SetResult, restored: Restored) -> set[str]:
+        """Writes a result. Its files come first, so that a row never lacks them.
 
         Returns:
-          The series in which this checkpoint has its row now.
+          The series in which the checkpoint now has a row.
         """
-        validation = self._compared(outcome.validation(checkpoint))
-        screened = self._screened(validation)
-        if self._config.output.write_run:
-            _write_run(self._config, checkpoint, outcome)
-        if self._ranks_for_export(validation):
-            self._exports.export(validation.checkpoint, restored.params)
+        validation = self._leaderboard.compared(result.validation(checkpoint))
+        screened = self._screen(validation)
+        self._write_run(checkpoint, result)
+        self._exports.export(validation, restored.params)
         self._ledger.commit(validation, screened)
-        self._rank(validation)
-        self._prune()
-        for tracker in self._trackers:
-            _mirror(tracker.record, validation)
-        self._tell(screened)
+        ranked = self._leaderboard.add(validation)
+        self._exports.prune()
+        self._trackers.record(ranked)
+        for failure in screened:
+            self._trackers.fail(failure)
         self.tally.screened += len(screened)
         return {validation.series, *(failure.series for failure in screened)}
 
-    def _screened(self, validation: Validation) -> list[Failure]:
-        """That it is not to be confirmed, unless it is, or there is nothing to say."""
+    def _screen(self, validation: Validation) -> list[Failure]:
+        """Returns the failure that screens the checkpoint out, or nothing."""
         screening = self._screening
         if screening is None or validation.series != screening.sample.series:
             return []
         if self._ledger.holds(validation.checkpoint, screening.whole.series):
             return []
-        best = next(iter(self._ranking.get(validation.series, [])), None)
-        failure = screening.verdict(validation, best)
-        return [failure] if failure else []
+        verdict = screening.verdict(validation, self._leaderboard.best(validation.series))
+        return [verdict] if verdict else []
 
-    def _compared(self, validation: Validation) -> Validation:
-        """With how it stands against the best of its series so far."""
-        ranking = self._ranking.get(validation.series)
-        found = compare(validation.per_query, ranking[0].per_query if ranking else None)
-        against = ranking[0].checkpoint.step if ranking else None
-        standing = Standing(found.intervals, against, found.p_values)
-        return dataclasses.replace(validation, standing=standing)
-
-    def _rank(self, validation: Validation) -> None:
-        """Puts it in its place among its series, the best first; the earlier of equals."""
-        ranking = self._ranking.setdefault(validation.series, [])
-        ranking.append(validation)
-        ranking.sort(key=self._select_by.worth, reverse=True)
-        del ranking[max(1, self._config.output.keep_best) :]
-
-    def _ranks_for_export(self, validation: Validation) -> bool:
-        if self._config.output.keep_best == 0 or validation.series != self._select_by.series:
-            return False
-        ranking = self._ranking.get(validation.series, [])
-        worth = self._select_by.worth
-        ahead = sum(worth(one) >= worth(validation) for one in ranking)
-        return ahead < self._config.output.keep_best
-
-    def _prune(self) -> None:
-        ranking = self._ranking.get(self._select_by.series, [])
-        if self._config.output.keep_best and ranking:
-            names = [export_name(validation.checkpoint) for validation in ranking]
-            self._exports.keep(names, best=names[0])
-
-    def _fits(self, restored: Restored) -> None:
-        """The settings fit one checkpoint: those that they do not fit are at fault."""
-        self._fitted = True
-        self._source.need(restored.items)
-        if (restored.found_at, restored.remarks) != self._said:
-            self._said = restored.found_at, restored.remarks
-            _LOG.info("parameters at %s", "; ".join((restored.found_at, *restored.remarks)))
-        while self._misfits:
-            checkpoint, error = self._misfits.pop()
-            self._fail(checkpoint, error.reason, str(error))
-
-    def _misfit(self, checkpoint: Checkpoint, error: MismatchError) -> None:
-        """As long as none has fitted, the settings may be at fault: nothing is recorded."""
-        if self._fitted:
-            return self._fail(checkpoint, error.reason, str(error))
-        self._misfits.append((checkpoint, error))
-        return self._source.set_aside(checkpoint)
-
-    def _stop_if_none_fits(self) -> None:
-        if self._misfits and not self._source.waiting():
-            raise self._misfits[-1][1]
-
-    def _postpone(self, checkpoint: Checkpoint, error: UnreadableError) -> None:
-        """Nothing is known against the checkpoint: it stays pinned for the next start."""
-        self.tally.unreadable += 1
-        self._source.set_aside(checkpoint)
-        _LOG.error("%s: it is taken up again at the next start", error)
-
-    def _fail(self, checkpoint: Checkpoint, reason: str, message: str) -> None:
-        """One row a series that has none of it, and the loop goes on."""
-        why = self._source.why_unpinned(checkpoint)
-        message = f"{message} (it was not pinned: {why})" if why else message
-        failures = [
-            Failure(checkpoint, series, reason, message) for series in self._wanted(checkpoint)
-        ]
-        self._wait_for_room()
-        with _undisturbed():
-            self._ledger.fail(failures)
-            self.tally.count(reason)
-            self._tell(failures)
-        self._source.done(checkpoint)
-
-    def _tell(self, failures: Sequence[Failure]) -> None:
-        for tracker in self._trackers:
-            for failure in failures:
-                _mirror(tracker.fail, failure)
-
-    def _note_gap(self) -> None:
-        """Records, once, the steps that came and went before this run began, or before an
-        earlier one that pinned those after them and was killed."""
-        known, waiting = self._known_steps, {one.step for one in self._source.waiting()}
-        if not known or not waiting - known:
-            return
-        self._known_steps = set()
-        for following in sorted(waiting - known):
-            for step in unseen([one for one in known if one < following], following):
-                path = epath.Path(self._config.watching.checkpoint_dir) / str(step)
-                checkpoint = Checkpoint(step, str(step), 0, path)
-                why = "it came and went while no jaxval was running"
-                self._fail(checkpoint, "unseen", why)
-            known.add(following)
-
-    def _wait_for_room(self, more: int = 0) -> None:
-        """Writes nothing, rather than half of it, until the disk has room again.
-
-        Args:
-          more: bytes that are needed beside _ROOM.
-        """
-        said, needed = False, _ROOM + more
-        while (free := shutil.disk_usage(self._config.output.directory).free) < needed:
-            if not said:
-                _LOG.error(
-                    "%s has only %.1f MiB left of the %.1f that are needed:"
-                    " waiting until there is room",
-                    self._config.output.directory,
-                    free / 2**20,
-                    needed / 2**20,
-                )
-            said = True
-            self._sleep(_ROOM_PAUSE)
-
-    def _say_lag(self, seconds: float) -> None:
-        waiting = self._source.waiting()
-        if len(waiting) > 1 and seconds * len(waiting) >= _LAG:
-            _LOG.info(
-                "%d checkpoints wait; at %.0f s each, the last of them is %.0f s away%s",
-                len(waiting),
-                seconds,
-                seconds * len(waiting),
-                "" if self._config.watching.order != "all" else " (see `order`)",
+    def _write_run(self, checkpoint: Checkpoint, result: SetResult) -> None:
+        form = self._output.write_run
+        if form:
+            folder = self._output.directory / "runs" / result.eval_set.name
+            write_run(
+                folder / f"{checkpoint.name}.{form}",
+                form,
+                result.eval_set.query_ids,
+                result.hits,
+                result.corpus.ids,
+                tag=f"jaxval-{checkpoint.step}",
             )
 
+    def _export_size(self, restored: Restored) -> int:
+        """Returns how many bytes an export takes, 0 if none is kept."""
+        if not self._output.keep_best:
+            return 0
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(restored.params))
 
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Puts off Ctrl-C and SIGTERM, so that a committed row is also shown and counted."""
-    caught: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if caught:
-            signal.raise_signal(caught[0])
+    def _note_fit(self, restored: Restored) -> None:
+        """Records the mismatches that were held back, now that a checkpoint fits."""
+        self._source.need(restored.items)
+        location = restored.found_at, *restored.remarks
+        if location != self._logged_location:
+            self._logged_location = location
+            _LOG.info("parameters at %s", "; ".join(location))
+        for checkpoint, error in self._misfits.release():
+            self._fail(checkpoint, error.reason, str(error))
+
+    def _handle_mismatch(self, checkpoint: Checkpoint, error: MismatchError) -> None:
+        if self._misfits.fitted:
+            self._fail(checkpoint, error.reason, str(error))
+        else:
+            self._misfits.hold(checkpoint, error)
+            self._source.set_aside(checkpoint)
+
+    def _postpone(self, checkpoint: Checkpoint, error: UnreadableError) -> None:
+        """Leaves a checkpoint to the next run. It stays pinned and has no row."""
+        self.tally.unreadable += 1
+        self._source.set_aside(checkpoint)
+        _LOG.error("%s; the next run will try it again", error)
+
+    def _fail(self, checkpoint: Checkpoint, reason: str, message: str) -> None:
+        """Commits a failure in each series in which the checkpoint has no row."""
+        unpinned = self._source.why_unpinned(checkpoint)
+        message = f"{message} (it was not pinned: {unpinned})" if unpinned else message
+        failures = [
+            Failure(checkpoint, series, reason, message)
+            for series in self._open_series(checkpoint)
+        ]
+        wait_for_room(self._output.directory, 0, self._sleep)
+        with signals_deferred():
+            self._ledger.fail(failures)
+            self.tally.count(reason)
+            for failure in failures:
+                self._trackers.fail(failure)
+        self._source.done(checkpoint)
+
+    def _record_gap(self) -> None:
+        """Commits a failure for each step that was saved and deleted while nothing watched.
+
+        These steps precede the first new one of this run, or of an earlier run that was killed
+        after it had pinned some.
+        """
+        known = self._known_steps
+        new = {checkpoint.step for checkpoint in self._source.waiting()} - known
+        if not known or not new:
+            return
+        self._known_steps = set()  # once for each run
+        for step in _unseen_steps(known, new):
+            path = epath.Path(self._watching.checkpoint_dir) / str(step)
+            checkpoint = Checkpoint(step, str(step), 0, path)
+            self._fail(checkpoint, "unseen", "saved and deleted while no jaxval was running")
+
+    def _log_lag(self, seconds: float) -> None:
+        """Logs how long the queue takes, at the given number of seconds for each checkpoint."""
+        count = len(self._source.waiting())
+        lag = seconds * count
+        if count > 1 and lag >= _LAG:
+            hint = " (see `order`)" if self._watching.order == "all" else ""
+            message = "%d checkpoints are waiting; about %.0f s until the queue is empty%s"
+            _LOG.info(message, count, lag, hint)
 
 
-def _bytes(restored: Restored) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(restored.params))
+def _unseen_steps(known: Collection[int], new: Collection[int]) -> Iterator[int]:
+    """Yields the steps that are missing between the known ones and the new ones."""
+    before = sorted(known)
+    for following in sorted(new):
+        yield from unseen([step for step in before if step < following], following)
+        before.append(following)
 
 
-def _mirror(tell: Callable[[Any], None], row: Validation | Failure) -> None:
-    """A mirror that cannot be written is made whole at the next start: the row is there."""
-    try:
-        tell(row)
-    except OSError as error:
-        _LOG.error("step %d is in the ledger, but not mirrored: %s", row.checkpoint.step, error)
-
-
-def _open_series(config: Config, source: Source, prepared: Prepared, ledger: Ledger) -> None:
-    for judged in prepared.plan.sets:
-        settings = prepared.settings[judged.series]
-        _say_what_changed(ledger.settings(judged.name), judged.series, settings)
-        ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
-    there = {one.identity for one in source.waiting()}  # what is lost stays so
-    if prepared.screening:
-        _reopen(prepared.screening, ledger, there)
-    if config.watching.retry_failed:
-        kept = [SCREENED] if prepared.screening else []
-        forgotten = ledger.forget_failures(list(prepared.settings), there, but=kept)
-        _LOG.info("%d failures of earlier runs are tried again", forgotten)
-
-
-def _reopen(screening: Screening, ledger: Ledger, there: Collection[tuple[str, int]]) -> None:
-    """What another sample screened out is put to this one: its row there came with a result
-    of that sample, and there is none of this."""
-    sample, whole = screening.sample, screening.whole
-    reopened = ledger.reopen(SCREENED, whole.series, sample.series, there)
-    if reopened:
-        _LOG.warning(
-            "%d checkpoints were screened out by another sample than %s is now: they are put"
-            " to this one",
-            *(reopened, sample.dataset),
-        )
-
-
-def _say_what_changed(
-    earlier: Mapping[str, Mapping[str, Any]], series: str, settings: Mapping[str, Any]
-) -> None:
-    if not earlier or series in earlier:
-        return
-    last = list(earlier.values())[-1]
-    names = dict.fromkeys([*settings, *last])
-    changed = [name for name in names if last.get(name) != settings.get(name)]
-    _LOG.warning(
-        "%s: another %s than before, so a new series begins (%s). The results of the earlier"
-        " %d stay in the ledger, apart from these",
-        settings["dataset"],
-        " and ".join(changed),
-        series[:8],
-        len(earlier),
+def _tracked(config: Config, prepared: Prepared) -> TrackedRun:
+    screening = prepared.screening
+    return TrackedRun(
+        directory=config.output.directory,
+        datasets={judged.series: judged.name for judged in prepared.plan.sets},
+        measures=tuple(map(str, prepared.plan.measures)),
+        select_by=prepared.select_by,
+        sample=screening.sample if screening else None,
+        patience=config.output.patience,
     )
-
-
-def _write_run(config: Config, checkpoint: Checkpoint, outcome: SetResult) -> None:
-    form = config.output.write_run or ""
-    write_run(
-        config.output.directory / "runs" / outcome.eval_set.name / f"{checkpoint.name}.{form}",
-        form,
-        outcome.eval_set.query_ids,
-        outcome.hits,
-        outcome.corpus.ids,
-        tag=f"jaxval-{checkpoint.step}",
-    )
-
-
-def _trackers(config: Config, prepared: Prepared) -> list[Tracker]:
-    series = {judged.series for judged in prepared.plan.sets}
-    sample = prepared.screening.sample if prepared.screening else None
-    measures = [str(measure) for measure in prepared.plan.measures]
-    return [
-        JsonLines(config.output.directory / "metrics.jsonl"),
-        TensorBoard(config.output.directory / "tensorboard"),
-        SignalFile(config.output.directory, prepared.select_by, config.output.patience, sample),
-        Console(series, measures, prepared.select_by),
-    ]
-
-
-def _say_saved(prepared: Prepared, ledger: Ledger) -> None:
-    if prepared.screening:
-        rows = ledger.validations(), ledger.failures()
-        said = prepared.screening.saved(*rows), prepared.screening.estimated(*rows)
-        print(*filter(None, said), sep="\n")
-
-
-def _say_where(config: Config, tally: Tally) -> None:
-    out = config.output.directory
-    print(tally)
-    print(f"ledger       {out / 'ledger.sqlite'}")
-    print(f"metrics      {out / 'metrics.jsonl'}")
-    if config.output.write_run:
-        print(f"runs         {out / 'runs'}")
-    if config.output.keep_best:
-        print(f"best         {out / 'best' / 'best'}")
-    print(f"TensorBoard  tensorboard --logdir {out / 'tensorboard'}", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import jax
 
+from jaxval.atomic import make_partial
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Evaluation
@@ -85,12 +85,9 @@ def _token_dir(token_dir: Path | None, output_dir: Path) -> Iterator[Path]:
     if token_dir is not None:
         yield token_dir
         return
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(
-        prefix=f".{output_dir.name}.", suffix=".partial", dir=output_dir.parent
-    )
+    temporary = make_partial(output_dir)
     try:
-        yield Path(temporary)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,59 +3,75 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from jaxval.atomic import replace_file
 from jaxval.sampling import figures
 
 Report = dict[str, Any]
 """The content of fidelity.json: see the README."""
+
+_UNLIMITED = 100_000  # columns
 
 
 def write(folder: Path, report: Report) -> None:
     """Writes fidelity.json, .png and .svg, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for form in ("json", "png", "svg"):
-        whole = folder / f"fidelity.{form}"
-        partial = whole.with_name(f".{whole.name}.partial")
-        if form == "json":
-            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        else:
-            figures.draw(report, partial, form)
-        partial.replace(whole)
+        with replace_file(folder / f"fidelity.{form}") as partial:
+            if form == "json":
+                partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            else:
+                figures.draw(report, partial, form)
 
 
-def table(report: Report) -> str:
-    """A row a strategy and a block a measure."""
-    return "\n\n".join(_block(report, name) for name in report["measures"])
+def print_table(report: Report) -> None:
+    """Prints a table for each measure, with a row for each strategy; a row is never cut."""
+    console = Console(width=_UNLIMITED, markup=False, highlight=False, emoji=False)
+    over = f"over {len(report['steps'])} checkpoints and {report['queries']} queries"
+    for measure in report["measures"]:
+        console.print(f"{measure} {over} [95% of resampled queries]", style="bold")
+        console.print(_table(report, measure))
+        console.print()
 
 
-def _block(report: Report, name: str) -> str:
-    width = max(len(row["strategy"]) for row in report["strategies"])
-    head = (
-        f"{name} over {len(report['steps'])} checkpoints and {report['queries']} queries"
-        " [95% of resampled queries]\n"
-        f"  {'strategy':<{width}} passages  tokens    time   s  tau"
-        f"{'':<19}rho     best       regret{'':<18}optimism"
-    )
-    rows = [_line(row, name, width, report["steps"]) for row in report["strategies"]]
-    return "\n".join([head, *rows])
+def _table(report: Report, measure: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("strategy")
+    for name in ("passages", "tokens", "time", "s"):
+        table.add_column(name, justify="right")
+    for name in ("tau", "rho", "best", "regret", "optimism"):
+        table.add_column(name)
+    for row in report["strategies"]:
+        table.add_row(*_cells(row, measure, report["steps"]))
+    return table
 
 
-def _line(row: Report, name: str, width: int, steps: Sequence[int]) -> str:
-    found = row["agreement"][name]
-    mark = "=" if found["same_best"] else "≠"
-    rho = "   -" if found["rho"]["value"] is None else f"{found['rho']['value']:.3f}"
+def _cells(row: Report, measure: str, steps: Sequence[int]) -> tuple[str, ...]:
+    agreement = row["agreement"][measure]
+    rho = agreement["rho"]["value"]
+    same_best = "=" if agreement["same_best"] else "≠"
     return (
-        f"  {row['strategy']:<{width}} {row['passages']:>8,} {row['share_of_tokens']:>7.1%}"
-        f" {row['share_of_time']:>7.1%} {row['seconds']['total']:>5.1f}"
-        f"  {_cell(found['tau']):<22} {rho:<7} {mark} {steps[found['best']]:<8}"
-        f" {_cell(found['regret']):<23} {_cell(found['optimism'])}"
+        row["strategy"],
+        f"{row['passages']:,}",
+        f"{row['share_of_tokens']:.1%}",
+        f"{row['share_of_time']:.1%}",
+        f"{row['seconds']['total']:.1f}",
+        _interval(agreement["tau"]),
+        "-" if rho is None else f"{rho:.3f}",
+        f"{same_best} {steps[agreement['best']]}",
+        _interval(agreement["regret"]),
+        _interval(agreement["optimism"]),
     )
 
 
-def _cell(estimate: dict[str, float | None]) -> str:
+def _interval(estimate: Mapping[str, float | None]) -> str:
     value, low, high = (estimate[part] for part in ("value", "low", "high"))
     if value is None or low is None or high is None:
         return "-"

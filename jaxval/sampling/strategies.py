@@ -184,19 +184,19 @@ class Sieve:
         self,
         selection: Selection,
         watched: Collection[str],
-        places: Callable[[str], list[str]],
+        find_lines: Callable[[str], list[str]],
     ):
         """Made for one reading.
 
         Args:
           selection: what passes.
           watched: ids to look for where the whole corpus passes.
-          places: where an id stands, for the message about a duplicate.
+          find_lines: where an id stands, for the message about a duplicate.
         """
         looked_for = watched if selection.ids is None else selection.ids
         self._ids = selection.ids
         self._looked_for = looked_for
-        self._places = places
+        self._find_lines = find_lines
         self.missing = set(looked_for)
         self.read = 0
         self.kept = 0
@@ -218,7 +218,7 @@ class Sieve:
 
     def _see(self, id_: str) -> None:
         if id_ not in self.missing:
-            found = self._places(id_)
+            found = self._find_lines(id_)
             raise DataError(
                 f"id {id_!r} stands {len(found)} times ({', '.join(found[:3])}):"
                 " ids must be unique, remove or rename one"

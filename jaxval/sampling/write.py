@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxval.corpus import beir, readers
+from jaxval.corpus import beir, manifest, readers
 from jaxval.corpus.datasets import QuerySet, load_queries, none_judged
 from jaxval.corpus.runs import Run, of_another_corpus, read_run
 from jaxval.errors import UserError
@@ -52,7 +52,7 @@ def write_sample(
     _check(strategy, runs)
     queries = load_queries(files)
     origin = publish.origin(files, strategy, runs, seed, ranker.origin if ranker else None)
-    if publish.holds(output_dir, origin):
+    if manifest.holds(output_dir, origin):
         return f"{output_dir} holds this sample already: nothing to do"
     read = [read_run(path, strategy.run or 0, queries.qrels) for path in runs]
     _report(queries, read, strategy)
@@ -121,7 +121,7 @@ def _fill(
 ) -> dict[str, int]:
     """Writes the selected passages, all queries, and the judgements of those that have some."""
     judged = queries.judged
-    sieve = Sieve(selection, judged, lambda id_: readers.places(files.corpus, id_))
+    sieve = Sieve(selection, judged, lambda id_: readers.find_lines(files.corpus, id_))
     texts = readers.read_texts(files.queries)
     beir.write(folder, sieve.passed(corpus), texts, queries.qrels)
     _check_found(files, judged, runs, sieve.missing)

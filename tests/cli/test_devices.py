@@ -14,7 +14,7 @@ ALWAYS = {
 
 
 @pytest.mark.parametrize(
-    ("flag", "wanted"),
+    ("flag", "variables"),
     [
         ("", ALWAYS),
         ("cpu", ALWAYS | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}),
@@ -24,11 +24,11 @@ ALWAYS = {
         ("gpu:3, gpu:2", ALWAYS | {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "3,2"}),
     ],
 )
-def test_what_is_set_where_nothing_is(flag, wanted):
-    assert devices.environment(flag, {}) == wanted
+def test_variables_in_an_empty_environment(flag, variables):
+    assert devices.environment(flag, {}) == variables
 
 
-def test_gpus_are_numbered_within_those_that_are_visible():
+def test_gpus_are_numbered_within_the_visible_ones():
     visible = {"CUDA_VISIBLE_DEVICES": "4,6,GPU-8f2"}
     assert devices.environment("gpu:1", visible)["CUDA_VISIBLE_DEVICES"] == "6"
     assert devices.environment("gpu:2,gpu:0", visible)["CUDA_VISIBLE_DEVICES"] == "GPU-8f2,4"
@@ -36,13 +36,15 @@ def test_gpus_are_numbered_within_those_that_are_visible():
     assert "CUDA_VISIBLE_DEVICES" not in devices.environment("", visible)
 
 
-def test_a_gpu_beyond_those_that_are_visible():
-    with pytest.raises(UserError, match=r"names gpu:2, and CUDA_VISIBLE_DEVICES=4,6 leaves 2"):
+def test_number_beyond_the_visible_gpus_is_an_error():
+    with pytest.raises(
+        UserError, match=r"names gpu:2, but CUDA_VISIBLE_DEVICES=4,6 has 2 GPUs"
+    ):
         devices.environment("gpu:0,gpu:2", {"CUDA_VISIBLE_DEVICES": "4,6"})
 
 
 @pytest.mark.parametrize("name", ["XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION"])
-def test_the_users_own_settings_win(name):
+def test_variables_of_the_user_are_kept(name):
     current = {
         name: ".3",
         "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
@@ -51,12 +53,12 @@ def test_the_users_own_settings_win(name):
     assert devices.environment("", current) == {}
 
 
-def test_no_gpu_is_taken_where_none_is_visible():
-    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=\(empty\) leaves 0"):
+def test_no_gpu_is_used_if_none_is_visible():
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=\(empty\) has 0 GPUs"):
         devices.environment("gpu:1", {"CUDA_VISIBLE_DEVICES": ""})
 
 
-def test_the_flag_wins_over_the_platform_of_the_environment():
+def test_flag_overrides_the_platform_of_the_environment():
     assert devices.environment("cpu", {"JAX_PLATFORMS": "cuda"})["JAX_PLATFORMS"] == "cpu"
     assert "JAX_PLATFORMS" not in devices.environment("", {"JAX_PLATFORMS": "cuda"})
 
@@ -83,7 +85,7 @@ def test_another_form(flag, message):
     assert str(caught.value).startswith(f"--devices={flag}: ")
 
 
-def test_apply_sets_them_in_this_process(monkeypatch, tmp_path):
+def test_apply_sets_the_variables_of_this_process(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "7,5"})
     devices.apply("gpu:1", tmp_path)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
@@ -91,12 +93,12 @@ def test_apply_sets_them_in_this_process(monkeypatch, tmp_path):
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 
 
-def test_a_compilation_cache_of_the_users_own_stays(monkeypatch, tmp_path):
+def test_compilation_cache_of_the_user_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "environ", {"JAX_COMPILATION_CACHE_DIR": "/mine"})
     devices.apply("", tmp_path)
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/mine"
 
 
-def test_the_devices_that_jax_sees():
+def test_open_devices_returns_the_devices_of_jax():
     assert devices.open_devices("cpu") == jax.local_devices()
     assert len(devices.open_devices("")) == 4

@@ -1,49 +1,60 @@
-"""Every flag file in configs/ can be read, and means what it says."""
+"""Every setting has one flag, and the flag has its default."""
 
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SHOW = """
-import sys
-from absl import flags as absl_flags
 from jaxval.cli import flags
-from jaxval.records import DatasetFiles
-flags.datasets.parse_all = lambda specs: tuple(specs)  # their paths are examples
-absl_flags.FLAGS(["jaxval", *sys.argv[1:]])
-print(flags.config())
-"""
+from jaxval.config import Evaluation, Model, Output, Search, Texts, Watching
+from jaxval.records import ParamsPaths, PinLimit
 
+RECORDS = (Watching, PinLimit, Model, ParamsPaths, Texts, Search, Evaluation, Output)
 
-def config(*arguments):
-    command = [sys.executable, "-c", SHOW, *arguments]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+WITHOUT_FLAG = {
+    # Records of their own, whose fields have flags.
+    (Watching, "pin_limit"),
+    (Model, "params_paths"),
+    (Evaluation, "model"),
+    (Evaluation, "texts"),
+    (Evaluation, "search"),
+    # An encoder object, which only Python code can give.
+    (Model, "encoder"),
+}
+
+FIELDS = [(record, field) for record in RECORDS for field in dataclasses.fields(record)]
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("*.flags")), ids=lambda p: p.name
+    ("record", "field"),
+    FIELDS,
+    ids=[f"{record.__name__}.{field.name}" for record, field in FIELDS],
 )
-def test_it_makes_a_config_and_begins_with_when_to_use_it(path):
-    made = config(f"--flagfile={path}")
-    assert made.returncode == 0, made.stderr
-    assert path.read_text().startswith("# ")
+def test_each_field_has_one_flag_with_its_default(record, field):
+    setters = [flag for flag in flags.ALL if (flag.record, flag.field) == (record, field.name)]
+    assert len(setters) == ((record, field.name) not in WITHOUT_FLAG)
+    for flag in setters:
+        if field.default is not dataclasses.MISSING:
+            assert flag.convert(flag.default) == field.default
+        else:
+            assert flag.default is None
+            assert flag.help.startswith("Required. ") or field.name == "pin_dir"
 
 
-def test_quotes_in_a_flag_file_keep_the_blank_of_a_prefix():
-    made = config(f"--flagfile={ROOT / 'configs' / 'e5.flags'}")
-    assert "query_prefix='query: '" in made.stdout
-    assert "passage_prefix='passage: '" in made.stdout
+def test_flags_without_a_field():
+    assert {flag.name for flag in flags.ALL if flag.record is None} == {"check", "devices"}
 
 
-def test_measures_are_split_at_commas_outside_their_parentheses(tmp_path):
-    made = config(
-        "--output_dir=o",
-        "--checkpoint_dir=c",
-        "--model=m",
-        "--dataset=d",
-        "--measures=RR@10, nDCG(dcg='exp-log2')@5,ERR(a=1,b=2)@20",
+def test_names_are_unique():
+    names = [flag.name for flag in flags.ALL]
+    assert len(names) == len(set(names)) > 40
+
+
+@pytest.mark.parametrize("flag", flags.ALL, ids=lambda flag: flag.name)
+def test_help_says_what_none_means(flag):
+    assert flag.help[0].isupper()
+    assert flag.help.endswith(".")
+    assert (
+        flag.default is not None
+        or flag.help.startswith("Required. ")
+        or ("None: " in flag.help or "Replaces" in flag.help or flag.name == "model")
     )
-    assert """measures=('RR@10', "nDCG(dcg='exp-log2')@5", 'ERR(a=1,b=2)@20')""" in made.stdout

@@ -1,127 +1,116 @@
-import re
+"""What an app prints, its exit status, and how it ends."""
+
+import errno
+import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-GROUPS = (
-    "Before the first run:",
-    "Which checkpoints, and until when:",
-    "What they are put to:",
-    "The encoder:",
-    "Texts:",
-    "Devices:",
-    "Output:",
-    "Which is best, and what the trainer hears:",
-)
+import jaxval.main
+from jaxval import errors
+from jaxval.cli import apps, frame
 
 
-def python(*arguments, cwd=None):
+def python(*arguments):
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def main(*arguments):
-    return python("-m", "jaxval.main", *arguments)
-
-
-def framed(body, *arguments):
-    """Runs an app of these lines in the frame."""
-    script = "from jaxval.cli import frame as app\nfrom jaxval import errors\n"
-    script += "import os, signal, sys, time\n"
-    script += "def main():\n" + textwrap.indent(textwrap.dedent(body), "    ")
-    script += "\napp.run(main, {}, 'An app.')\n"
+def run_app(body, *arguments):
+    """Runs an app with this body as a process."""
+    script = "import os, signal, sys, time\n"
+    script += "from jaxval.cli import apps, frame\n"
+    script += "def main(flags):\n" + textwrap.indent(textwrap.dedent(body), "    ")
+    script += "\nframe.run(main, apps.CONVERT)\n"
     return python("-c", script, *arguments)
 
 
-def refused(ran, status=2):
-    """The one line that stderr has, without its `jaxval: `."""
-    assert ran.stdout == ""
-    assert ran.returncode == status, ran.stderr
-    # The watching begins before all is checked, so that no checkpoint is lost meanwhile.
-    (line,) = [line for line in ran.stderr.splitlines() if " watching /" not in line]
-    assert line.startswith("jaxval: ")
-    return line.removeprefix("jaxval: ")
+def call(main, *arguments):
+    return frame.call(main, apps.VALIDATE.parse(["jaxval", *arguments]))
 
 
-# --help
+# In process: output and status
 
 
-@pytest.fixture(scope="module")
-def help_text():
-    ran = main("--help")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    return ran.stdout
+def raising(error):
+    def main(flags):
+        raise error
 
-
-def test_help_groups_the_flags(help_text):
-    heads = [line for line in help_text.splitlines() if re.fullmatch(r"\S.*:", line)]
-    assert tuple(heads) == GROUPS
-    assert help_text.startswith("Validates every Orbax checkpoint")
-    groups = dict(zip(heads, re.split("|".join(GROUPS), help_text)[1:], strict=True))
-    assert "--checkpoint_dir\n" in groups["Which checkpoints, and until when:"]
-    assert "--dataset\n" in groups["What they are put to:"]
-    assert "--devices\n" in groups["Devices:"]
-
-
-def test_help_gives_each_flag_one_default(help_text):
-    flags = re.split(r"\n  --", help_text.partition("\nAny flag")[0])[1:]
-    assert len(flags) > 20
-    for flag in flags:
-        text = " ".join(flag.split())
-        assert len(re.findall(r"\(default: [^)]+\)", text)) == 1, text
-        assert "repeat this option" not in text
-    assert any(text.startswith("depth\n") and "(default: 100)" in text for text in flags)
-
-
-def test_help_shows_jaxvals_flags_alone(help_text):
-    assert "--verbosity" not in help_text
-    assert "--helpfull" not in help_text
-
-
-def test_help_wins_over_whatever_stands_beside_it():
-    ran = main("--depth=0", "--nope", "-h")
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert GROUPS[0] in ran.stdout
-
-
-# Flags that cannot be used
+    return main
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("error", "status"),
     [
-        (["--nope=1"], "'nope'"),
-        (["--depht=10"], "'depht'"),
-        (["stray"], "'stray' is no flag"),
-        (["--depth=10", "--dim=3", "stray"], "'stray' is no flag"),
-        (["--depth"], "Missing value for flag --depth"),
-        (["--depth=0"], r"--depth=0: .* range \[1, 100000\]"),
-        (["--depth=100001"], r"--depth=100001: .* range \[1, 100000\]"),
-        (["--depth=ten"], "--depth=ten: "),
-        (["--max_validations=0"], "--max_validations=0: "),
-        (["--idle_timeout=-1"], "--idle_timeout=-1"),
-        (["--poll_interval=0"], "--poll_interval=0"),
-        (["--batch_tokens=0"], "--batch_tokens=0: "),
-        (["--query_max_len=2"], r"--query_max_len=2: .* range \[3, 32768\]"),
-        (["--passage_max_len=40000"], r"--passage_max_len=40000: .* range \[3, 32768\]"),
-        (["--similarity=l2"], r"--similarity=l2: .*dot\|cosine"),
-        (["--dtype=float16"], r"--dtype=float16: .*float32\|bfloat16"),
-        (["--write_run=csv"], r"--write_run=csv: .*trec\|msmarco"),
-        (["--normalize=maybe"], "--normalize=maybe: "),
-        (["--flagfile=/not/there"], "/not/there"),
+        (errors.UserError, 2),
+        (errors.DataError, 2),
+        (errors.MismatchError, 2),
+        (errors.CheckpointError, 1),
+        (errors.JaxvalError, 1),
     ],
 )
-def test_a_flag_that_cannot_be_used(arguments, message):
-    line = refused(main(*arguments))
-    assert re.search(message, line)
-    assert line.endswith("(see --help)")
+def test_expected_error_is_one_line_and_a_status(capsys, error, status):
+    assert call(raising(error("corpus.jsonl:3: `depth=7` is too low"))) == status
+    assert capsys.readouterr() == ("", "jaxval: corpus.jsonl:3: --depth=7 is too low\n")
+
+
+def test_notes_of_an_error_are_printed(capsys):
+    error = errors.UserError("what happened")
+    error.add_note("see `model`")
+    assert call(raising(error)) == 2
+    assert capsys.readouterr().err == "jaxval: what happened\nsee --model\n"
+
+
+def test_full_disk_is_one_line(capsys):
+    assert call(raising(OSError(errno.ENOSPC, "No space left", "/out"))) == 1
+    assert "make room, then start again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), OSError(errno.EACCES, "denied")])
+def test_unexpected_error_is_raised(error):
+    with pytest.raises(type(error)):
+        call(raising(error))
+
+
+@pytest.mark.parametrize("status", [0, 1, 7])
+def test_status_of_the_app_is_returned(status):
+    assert call(lambda flags: status) == status
+
+
+def test_app_prints_settings_as_flags(capsys):
+    def main(flags):
+        print("see `keep_best=2`, `train_complete` and", end=" ", flush=True)
+        print("`depth`")
+        return 0
+
+    call(main)
+    assert capsys.readouterr().out == "see --keep_best=2, `train_complete` and --depth\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("`depth`", "--depth"),
+        ("`depth=10`: too low", "--depth=10: too low"),
+        ("`depth` and `top`", "--depth and `top`"),
+        ("`depth=a b`", "--depth=a b"),
+        ("`` `Depth` depth", "`` `Depth` depth"),
+        ("--depth", "--depth"),
+    ],
+)
+def test_settings_in_backticks_are_written_as_flags(text, shown):
+    assert frame.as_flags(text, {"depth"}) == shown
+
+
+# jaxval.main, in process
 
 
 @pytest.fixture
-def given(beir, tmp_path):
-    """Flags that would do, by name."""
+def usable(beir, tmp_path, monkeypatch):
+    """Flags that can be combined, by name. Changes of the environment end with the test."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     return {
         "output_dir": tmp_path / "out",
         "checkpoint_dir": tmp_path / "checkpoints",
@@ -135,24 +124,6 @@ def given(beir, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"output_dir": None}, "--output_dir is not set: "),
-        ({"checkpoint_dir": None}, "--checkpoint_dir is not set: "),
-        ({"dataset": None}, "--dataset: none is given: "),
-        ({"dataset": "tiny"}, "--dataset=tiny: no path: "),
-        ({"dataset": "tiny:/not/there"}, "--dataset=tiny:/not/there: there is no '/not/there'"),
-        ({"encoder": None}, "set one of --model=FOLDER"),
-        ({"model": "folder"}, "set one of --model=FOLDER"),
-        ({"tokenizer": None}, "--encoder needs --tokenizer"),
-        ({"pooling": "mean"}, "--pooling, --normalize and --dim belong to --model"),
-        ({"dim": 0}, "--dim=0: "),
-        ({"base_params": "base"}, "--base_params and --lora_alpha belong together"),
-        ({"lora_alpha": 3}, "--base_params and --lora_alpha belong together"),
-        ({"query_params_path": "a"}, "set --query_params_path and --passage_params_path both"),
-        (
-            {"params_path": "a", "query_params_path": "a", "passage_params_path": "b"},
-            "and not --params_path",
-        ),
-        ({"pin_dir": "{checkpoint_dir}/pins"}, "lies in the trainer's directory"),
         ({"devices": "gpu;1"}, "--devices=gpu;1: write cpu, tpu, gpu"),
         ({"measures": "RR@10,foo"}, "--measures: 'foo' is no measure"),
         ({"measures": "R@10,P(rel=2)@500"}, "P(rel=2)@500 needs 500 hits and --depth=100"),
@@ -161,67 +132,86 @@ def given(beir, tmp_path):
         ({"encoder": "not.there:at_all"}, "--encoder=not.there:at_all"),
     ],
 )
-def test_flags_that_do_not_go_together(given, tmp_path, change, message):
-    flags = {name: value for name, value in (given | change).items() if value is not None}
-    values = {name: str(value) for name, value in flags.items()}
-    if "pin_dir" in values:
-        values["pin_dir"] = values["pin_dir"].format(**values)
-    line = refused(main(*(f"--{name}={value}" for name, value in values.items())))
-    assert message in line
+def test_validation_with_a_wrong_setting_ends_with_2(usable, tmp_path, capsys, change, message):
+    flags = [f"--{name}={value}" for name, value in (usable | change).items()]
+    assert call(jaxval.main.main, *flags) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("jaxval: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_flags_stand_in_a_file(given, tmp_path):
-    lines = [f"--{name}={value}" for name, value in (given | {"depth": 0}).items()]
-    (tmp_path / "val.flags").write_text("\n".join(["# a comment", *lines]) + "\n")
-    line = refused(main(f"--flagfile={tmp_path / 'val.flags'}"))
-    assert "--depth=0: " in line
+# As a process
 
 
-# The frame
+def test_help_takes_precedence_over_other_flags():
+    ran = python("-m", "jaxval.main", "--depth=0", "--nope", "-h")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == apps.VALIDATE.help() + "\n"
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        ("UserError", 2),
-        ("DataError", 2),
-        ("MismatchError", 2),
-        ("CheckpointError", 1),
-        ("JaxvalError", 1),
-    ],
-)
-def test_a_fault_is_its_line_and_its_status(error, status):
-    ran = framed(f"raise errors.{error}('corpus.jsonl:3: why: what to do')")
-    assert refused(ran, status) == "corpus.jsonl:3: why: what to do"
+def test_wrong_flag_ends_with_2_and_one_line():
+    ran = python("-m", "jaxval.main", "--depth=0")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("jaxval: ")
+    assert ran.stderr.count("\n") == 1
+    assert "--depth=0: " in ran.stderr
 
 
-@pytest.mark.parametrize("status", [0, 1, 7])
-def test_the_apps_own_status(status):
-    ran = framed(f"print('done')\nreturn {status}")
-    assert (ran.returncode, ran.stdout, ran.stderr) == (status, "done\n", "")
+def test_process_ends_with_the_status_of_the_app_and_logs_flags():
+    ran = run_app(
+        """
+        import logging
+        logging.getLogger("jaxval.somewhere").info("see `model=%s`", flags.model)
+        logging.getLogger("elsewhere").info("not shown")
+        print("`step`")
+        return 7
+        """,
+        "--model=m",
+    )
+    assert (ran.returncode, ran.stdout) == (7, "--step\n")
+    assert ran.stderr.endswith(" see --model=m\n")
+    assert ran.stderr.count("\n") == 1
 
 
-def test_an_interruption_is_one_line():
-    ran = framed("os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
-    assert "start again to go on" in refused(ran, status=130)
+def test_module_that_an_app_imports_reads_its_own_flag_of_the_same_name():
+    ran = run_app(
+        """
+        from absl import flags as absl_flags
+        theirs = absl_flags.DEFINE_string("model", "theirs", "")
+        print(flags.model, theirs.value)
+        return 0
+        """,
+        "--model=ours",
+    )
+    assert ran.stdout == "ours theirs\n", ran.stderr
 
 
-def test_termination_runs_what_must_be_run():
-    ran = framed(
+def test_interruption_is_one_line():
+    ran = run_app("os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)")
+    assert (ran.returncode, ran.stdout) == (130, "")
+    assert ran.stderr == (
+        "jaxval: interrupted; finished work is kept, start again to continue\n"
+    )
+
+
+def test_termination_runs_finally_blocks():
+    ran = run_app(
         """
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
         finally:
-            print("tidied")
+            print("cleaned up")
         """
     )
-    assert (ran.returncode, ran.stdout) == (143, "tidied\n")
+    assert (ran.returncode, ran.stdout) == (143, "cleaned up\n")
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
-    ran = framed("raise KeyError('ours')")
+def test_unexpected_error_keeps_its_traceback():
+    ran = run_app("raise KeyError('ours')")
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
     assert "KeyError: 'ours'" in ran.stderr

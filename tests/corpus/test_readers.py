@@ -247,11 +247,11 @@ def test_empty_corpus_is_named(tmp_path, name):
 # Places, digests, rendering
 
 
-def test_places_name_each_line_of_an_id(tmp_path):
+def test_find_lines_names_each_line_of_an_id(tmp_path):
     first = write(tmp_path / "a.tsv", "1\ta\n\n2\tb\n")
     second = write(tmp_path / "b.tsv", "3\tc\n2\td\n")
-    assert readers.places(tmp_path, "2") == [f"{first}:3", f"{second}:2"]
-    assert readers.places(first, "3") == []
+    assert readers.find_lines(tmp_path, "2") == [f"{first}:3", f"{second}:2"]
+    assert readers.find_lines(first, "3") == []
 
 
 def test_digest_is_of_the_bytes_and_their_shards(tmp_path):

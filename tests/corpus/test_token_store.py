@@ -39,7 +39,7 @@ def expected(text, max_len):
 
 def open_or_build(directory, texts, tokenizer, silent, origin="origin", recipe=RECIPE):
     return token_store.open_or_build(
-        directory, texts, origin, tokenizer, recipe, places=lambda _: [], bar=silent
+        directory, texts, origin, tokenizer, recipe, find_lines=lambda _: [], bar=silent
     )
 
 
@@ -125,7 +125,7 @@ def test_a_duplicate_names_both_places(tmp_path, tiny_tokenizer, silent):
             "origin",
             tiny_tokenizer,
             RECIPE,
-            places=lambda id_: readers.places(source, id_),
+            find_lines=lambda id_: readers.find_lines(source, id_),
             bar=silent,
         )
     assert "'q' stands 2 times" in str(caught.value)
@@ -200,7 +200,7 @@ KILLED = """
     recipe = tokens.Recipe("{title} {text}", "", 32)
     made = tokenizer.load(sys.argv[2])
     tokens.open_or_build(
-        Path(sys.argv[1]), texts, "origin", made, recipe, places=list, bar=Bar
+        Path(sys.argv[1]), texts, "origin", made, recipe, find_lines=list, bar=Bar
     )
 """
 
@@ -240,7 +240,7 @@ def _build_beside_another(directory, folder, barrier, found):
             pass
 
     store = token_store.open_or_build(
-        directory, texts(), "origin", tokenizer.load(folder), RECIPE, places=list, bar=Bar
+        directory, texts(), "origin", tokenizer.load(folder), RECIPE, find_lines=list, bar=Bar
     )
     found.put((store, contents(store)))
 

@@ -1,29 +1,29 @@
-"""--check as users start it."""
+"""`--check` from the command line."""
 
 import pytest
 
 from jaxval.results import lock
 from tests.e2e import world
-from tests.e2e.test_main import Run
+from tests.e2e.app import App
 from tests.evaluation.test_memory import ROOM
 
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(tmp_path)
+    return App(tmp_path)
 
 
 def kept(run, pattern):
     return {path: path.stat().st_mtime_ns for path in run.output.glob(pattern)}
 
 
-def test_it_looks_beside_a_run_and_leaves_what_the_next_one_would_make(run):
+def test_it_runs_beside_another_run_and_keeps_tokens_and_programs_for_the_next(run):
     world.save(run.checkpoints, [10, 20])
     with lock.hold(run.output):  # another jaxval is at work
         status, out, err = run.finish("--check")
     assert status == 0, err
-    assert f"step 20, of 2 committed: {run.checkpoints / '20'}" in out
-    assert out.endswith("nothing looks wrong\n")
+    assert f"step 20 (2 committed): {run.checkpoints / '20'}" in out
+    assert out.endswith("no problems found\n")
     assert sorted(path.name for path in run.output.iterdir()) == ["compiled", "lock", "tokens"]
     tokens, compiled = kept(run, "tokens/*/*.bin"), kept(run, "compiled/*-cache")
     assert tokens
@@ -35,7 +35,7 @@ def test_it_looks_beside_a_run_and_leaves_what_the_next_one_would_make(run):
     assert kept(run, "compiled/*-cache").keys() == compiled.keys()
 
 
-def test_a_run_before_it_is_left_as_it_is(run):
+def test_the_files_of_an_earlier_run_stay_as_they_are(run):
     world.save(run.checkpoints, [3])
     assert run.finish()[0] == 0
     before = kept(run, "*")
@@ -43,22 +43,22 @@ def test_a_run_before_it_is_left_as_it_is(run):
     assert kept(run, "*") == before
 
 
-def test_without_a_checkpoint_it_says_so_and_ends(run):
+def test_without_a_checkpoint_it_fails(run):
     status, out, _ = run.finish("--check")
     assert status == 2
     *rest, last = out.splitlines()
     assert last.startswith(f"error: no checkpoint is committed in {run.checkpoints}")
-    assert "time for a checkpoint (estimated from timed batches)" in rest
+    assert "time per checkpoint (estimated from timed batches)" in rest
     assert not run.checkpoints.exists()
 
 
-def test_wrong_settings_are_one_line(run):
+def test_invalid_settings_give_one_line(run):
     status, out, err = run.finish("--check", measures="Nonsense")
     assert (status, out) == (2, "")
     assert "jaxval: --measures: 'Nonsense'" in err
 
 
-def test_batches_that_are_too_large_are_told(run, monkeypatch):
+def test_too_large_batches_are_reported(run, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv(ROOM, "100")
     world.save(run.checkpoints, [3])

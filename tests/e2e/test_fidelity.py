@@ -153,7 +153,7 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
     [
         (("--strategy=random:size=1", "--steps=1,2"), "it takes 3 checkpoints"),
         (("--strategy=random:size=1", "--steps=1,9"), "--steps: 9 is not in"),
-        (("--strategy=random:size=1", "--steps=1,x"), "'x' is no step"),
+        (("--strategy=random:size=1", "--steps=1,x"), "'x' is not a step"),
         ((), "--strategy is not set"),
         (("--strategy=full",), "name another"),
         (("--strategy=run:depth=1",), "needs a run: add --run=PATH"),

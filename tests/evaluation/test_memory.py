@@ -8,7 +8,7 @@ import pytest
 
 from jaxval.encoders.adapter import FunctionEncoder
 from tests.e2e import world
-from tests.e2e.test_main import Run
+from tests.e2e.app import App
 
 ROOM = "JAXVAL_TEST_ROOM"
 FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
@@ -35,7 +35,7 @@ def encoder():
 
 @pytest.fixture
 def run(tmp_path):
-    made = Run(tmp_path)
+    made = App(tmp_path)
     made.flags["encoder"] = "tests.evaluation.test_memory:encoder"
     world.save(made.checkpoints, [3, 4])
     return made

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sqlite3
 from pathlib import Path
 
@@ -16,7 +17,7 @@ SETTINGS = {"dataset": "dev", "depth": 100}
 
 
 def validation(checkpoint=FIRST, series="s1", values=(1.0, 0.5), **changes):
-    made = Validation(
+    row = Validation(
         checkpoint=checkpoint,
         dataset={"s1": "dev", "s2": "other"}[series],
         series=series,
@@ -31,10 +32,10 @@ def validation(checkpoint=FIRST, series="s1", values=(1.0, 0.5), **changes):
             p_values={} if checkpoint is FIRST else {"AP": 1 / 7},
         ),
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(row, **changes)
 
 
-def again(checkpoint, commit_ns):
+def saved_again(checkpoint, commit_ns):
     return dataclasses.replace(checkpoint, commit_ns=commit_ns)
 
 
@@ -58,10 +59,12 @@ def count(path, table):
 
 
 def same(one, other):
-    """Equal to the last bit; arrays compare by value."""
-    plain = [dataclasses.replace(each, per_query={}, checkpoint=None) for each in (one, other)]
+    """Whether two validations are equal to the last bit."""
+    without_arrays = [
+        dataclasses.replace(row, per_query={}, checkpoint=None) for row in (one, other)
+    ]
     return (
-        plain[0] == plain[1]
+        without_arrays[0] == without_arrays[1]
         and one.checkpoint.identity == other.checkpoint.identity
         and one.checkpoint.step == other.checkpoint.step
         and str(one.checkpoint.path) == str(other.checkpoint.path)
@@ -73,7 +76,7 @@ def same(one, other):
     )
 
 
-def test_what_is_committed_is_there_when_it_is_opened_again(ledger, path):
+def test_a_committed_validation_is_read_after_reopening(ledger, path):
     ledger.commit(validation())
     assert ledger.holds(FIRST, "s1")
     ledger.close()
@@ -86,24 +89,24 @@ def test_what_is_committed_is_there_when_it_is_opened_again(ledger, path):
     reopened.close()
 
 
-def test_a_checkpoint_is_its_name_and_its_commit(ledger):
+def test_name_and_commit_time_identify_a_checkpoint(ledger):
     ledger.commit(validation())
-    assert not ledger.holds(again(FIRST, 5), "s1")
+    assert not ledger.holds(saved_again(FIRST, 5), "s1")
     assert not ledger.holds(dataclasses.replace(FIRST, name="checkpoint_10"), "s1")
     assert not ledger.holds(FIRST, "s2")
     assert ledger.holds(dataclasses.replace(FIRST, path=Path("/moved"), pin=Path("/p")), "s1")
 
 
-def test_a_step_saved_again_and_another_series_are_further_rows(ledger):
+def test_a_step_saved_again_and_another_series_have_their_own_rows(ledger):
     ledger.commit(validation())
-    ledger.commit(validation(again(FIRST, 5)))
+    ledger.commit(validation(saved_again(FIRST, 5)))
     ledger.commit(validation(series="s2"))
     assert len(ledger.validations()) == 3
-    assert ledger.holds(again(FIRST, 5), "s1")
+    assert ledger.holds(saved_again(FIRST, 5), "s1")
     assert ledger.holds(FIRST, "s2")
 
 
-def test_the_same_twice_is_refused_and_the_first_stays(ledger):
+def test_a_second_result_is_refused_and_the_first_stays(ledger):
     ledger.commit(validation(values=(1.0, 0.5)))
     with pytest.raises(sqlite3.IntegrityError):
         ledger.commit(validation(values=(0.0, 0.0)))
@@ -112,14 +115,14 @@ def test_the_same_twice_is_refused_and_the_first_stays(ledger):
 
 
 class Broken(dict):
-    """Gives one measure, then fails."""
+    """Per-query values that fail after the first measure."""
 
     def items(self):
         yield "RR@10", np.ones(2)
         raise OSError("half-way")
 
 
-def test_a_commit_that_fails_half_way_leaves_no_row(ledger, path):
+def test_a_commit_that_fails_leaves_no_row(ledger, path):
     with pytest.raises(OSError, match="half-way"):
         ledger.commit(validation(per_query=Broken()))
     assert not ledger.holds(FIRST, "s1")
@@ -129,13 +132,13 @@ def test_a_commit_that_fails_half_way_leaves_no_row(ledger, path):
     assert (count(path, "validation"), count(path, "measure")) == (1, 2)
 
 
-def test_a_measure_that_is_undefined_for_a_query_is_kept_as_it_is(ledger, path):
+def test_an_undefined_value_of_a_query_is_stored(ledger, path):
     undefined = {"RR@10": np.ones(2), "AP": np.array([np.nan, 1])}
     ledger.commit(validation(per_query=undefined))
-    (found,) = ledger.validations()
-    np.testing.assert_array_equal(found.per_query["AP"], undefined["AP"])
-    assert np.isnan(found.measures["AP"])
-    assert found.measures["RR@10"] == 1
+    (read,) = ledger.validations()
+    np.testing.assert_array_equal(read.per_query["AP"], undefined["AP"])
+    assert np.isnan(read.measures["AP"])
+    assert read.measures["RR@10"] == 1
 
 
 def test_values_that_cannot_be_written_leave_no_row(ledger, path):
@@ -156,7 +159,7 @@ def test_a_series_may_be_opened_again(ledger, path):
     assert ledger.query_ids("s2") == ["q3", "q4"]
 
 
-def test_they_come_in_the_order_in_which_they_were_committed(ledger):
+def test_validations_are_in_the_order_of_their_commits(ledger):
     steps = [30, 10, 20]
     for step in steps:
         ledger.commit(validation(Checkpoint(step, str(step), step, Path("/c"))))
@@ -170,10 +173,10 @@ def test_they_come_in_the_order_in_which_they_were_committed(ledger):
     st.dictionaries(st.text(max_size=5), st.floats(0, 1e9), max_size=3),
     st.integers(0, 2**63 - 1),
 )
-def test_values_come_back_to_the_last_bit(tmp_path_factory, values, seconds, commit_ns):
+def test_values_are_read_to_the_last_bit(tmp_path_factory, values, seconds, commit_ns):
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite")
     ledger.open_series("s1", "dev", SETTINGS, ["q"] * len(values))
-    written = validation(again(FIRST, commit_ns), values=values, seconds=seconds)
+    written = validation(saved_again(FIRST, commit_ns), values=values, seconds=seconds)
     ledger.commit(written)
     (read,) = ledger.validations()
     ledger.close()
@@ -191,7 +194,7 @@ def test_an_empty_file_becomes_a_ledger(path):
     ledger.close()
 
 
-def test_a_newer_ledger_is_left_as_it_is(path):
+def test_a_ledger_of_a_newer_version_is_refused_and_unchanged(path):
     Ledger(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
@@ -201,7 +204,7 @@ def test_a_newer_ledger_is_left_as_it_is(path):
         assert db.execute("PRAGMA user_version").fetchone()[0] == 99
 
 
-def test_two_may_have_it_open(ledger, path):
+def test_two_processes_may_open_a_ledger(ledger, path):
     other = Ledger(path)
     ledger.commit(validation())
     assert other.holds(FIRST, "s1")
@@ -210,16 +213,30 @@ def test_two_may_have_it_open(ledger, path):
     other.close()
 
 
-def test_failures_whose_checkpoint_has_no_result_elsewhere_are_reopened(ledger):
+def test_failures_are_reopened_if_the_checkpoint_has_no_result_elsewhere(ledger):
     second, third, gone = (
         dataclasses.replace(FIRST, name=str(step), step=step) for step in (20, 30, 40)
     )
     ledger.commit(validation(), [Failure(FIRST, "s2", "screened", "")])
     others = [(second, "screened"), (third, "corrupt"), (gone, "screened")]
-    ledger.fail([Failure(one, "s2", reason, "") for one, reason in others])
+    ledger.fail([Failure(checkpoint, "s2", reason, "") for checkpoint, reason in others])
     ledger.fail([Failure(second, "s1", "screened", "")])
-    there = {one.identity for one in (FIRST, second, third)}
-    assert ledger.reopen("screened", "s2", "s1", there) == 1
+    among = {checkpoint.identity for checkpoint in (FIRST, second, third)}
+    assert ledger.reopen("screened", "s2", "s1", among) == 1
     left = [(row.checkpoint.step, row.series) for row in ledger.failures()]
     assert left == [(10, "s2"), (30, "s2"), (40, "s2"), (20, "s1")]
-    assert ledger.reopen("screened", "s2", "s1", there) == 0
+    assert ledger.reopen("screened", "s2", "s1", among) == 0
+
+
+def test_settings_are_stored_as_json(ledger, path):
+    settings = {"dataset": "dev", "depth": 100, "texts": {"prefix": None}, "measures": ["AP"]}
+    ledger.open_series("s3", "third", settings, [])
+    with sqlite3.connect(path) as db:
+        (stored,) = db.execute("SELECT settings FROM series WHERE digest = 's3'").fetchone()
+    assert json.loads(stored) == settings
+
+
+def test_settings_that_json_cannot_hold_are_refused(ledger, path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        ledger.open_series("s3", "third", {"checkpoint": FIRST}, [])
+    assert count(path, "series") == 2

@@ -1,4 +1,4 @@
-"""The ledger against a plain model of it, in whatever order hypothesis lets things happen."""
+"""The ledger against a simple model of it, for random sequences of operations."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from jaxval.results.ledger import Ledger
 
 DATASETS = {"s1": "dev", "s2": "other", "s3": "dev"}
 QUERIES = ["q1", "q2"]
-# Few, so that the same one comes again: a step has two names, and two commits.
+# Few, so that they repeat: a step has two names, and each has two commit times.
 NAMES = [(1, "1"), (1, "checkpoint_1"), (2, "2")]
 COMMITS = [0, 2**63 - 1]
 REASONS = ["vanished", "corrupt", "skipped", "unseen"]
@@ -36,7 +36,7 @@ failures = st.builds(
 
 
 class Torn(Mapping):
-    """Per-query values that break off after the first measure, as they are written."""
+    """Per-query values that raise an error after the first measure."""
 
     def __init__(self, error):
         self._error = error
@@ -54,10 +54,10 @@ class Torn(Mapping):
 
 
 class Unwritable(np.ndarray):
-    """An array that has a mean and cannot be converted."""
+    """An array that has a mean and cannot be converted to bytes."""
 
     def astype(self, *_, **__):
-        raise MemoryError("no room to convert it")
+        raise MemoryError("cannot convert the array")
 
 
 def validation(checkpoint, digest, numbers, against=None):
@@ -79,8 +79,8 @@ def validation(checkpoint, digest, numbers, against=None):
     )
 
 
-def shown(row):
-    """A row as a value that compares by its bits, but for what is not kept: pin and stamp."""
+def comparable(row):
+    """Returns a row as a value that compares by its bits, without `pin` and `stamped`."""
     plain = dataclasses.asdict(dataclasses.replace(row, checkpoint=None))
     if isinstance(row, Validation):
         plain["per_query"] = [(n, v.tobytes()) for n, v in row.per_query.items()]
@@ -93,7 +93,7 @@ def key(row):
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The model: the opened series, and two lists of rows in the order of their commits."""
+    """Compares the ledger with sets and lists: series, validations and failures."""
 
     def __init__(self):
         super().__init__()
@@ -130,7 +130,7 @@ class LedgerMachine(RuleBasedStateMachine):
         other.close()
 
     def _commit(self, ledger, row):
-        """A row of no series is refused, and one that is there already."""
+        """A row of an unknown series is refused, and a second row of a checkpoint."""
         if row.series not in self.opened or key(row) in map(key, self.validations):
             with pytest.raises(sqlite3.IntegrityError):
                 ledger.commit(row)
@@ -143,9 +143,9 @@ class LedgerMachine(RuleBasedStateMachine):
         digest=series,
         error=st.sampled_from([OSError("half-way"), KeyboardInterrupt(), SystemExit(143)]),
     )
-    def commit_that_breaks_off(self, checkpoint, digest, error):
+    def commit_that_fails(self, checkpoint, digest, error):
         row = validation(checkpoint, digest, [1.0, 0.5])
-        # One that is refused before it breaks off is refused all the same.
+        # It may be refused before it fails.
         with pytest.raises((type(error), sqlite3.IntegrityError)):
             self.ledger.commit(dataclasses.replace(row, per_query=Torn(error)))
 
@@ -157,14 +157,14 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.commit(dataclasses.replace(row, per_query=torn))
 
     @rule(checkpoint=checkpoints, digest=series)
-    def commit_before_it_is_compared(self, checkpoint, digest):
+    def commit_without_a_comparison(self, checkpoint, digest):
         row = validation(checkpoint, digest, [1.0, 0.5])
         with pytest.raises(ValueError, match="compared"):
             self.ledger.commit(dataclasses.replace(row, standing=None))
 
     @rule(rows=st.lists(failures, max_size=4))
     def fail(self, rows):
-        """All or none; one that stands there stays as it was."""
+        """Writes all or none; a failure that the ledger has already stays as it is."""
         if any(row.series not in self.opened for row in rows):
             with pytest.raises(sqlite3.IntegrityError):
                 self.ledger.fail(rows)
@@ -175,7 +175,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.failures.append(row)
 
     @rule(rows=st.lists(failures, min_size=1, max_size=3))
-    def fail_where_the_last_is_of_no_series(self, rows):
+    def fail_with_an_unknown_series_last(self, rows):
         torn = [*rows, dataclasses.replace(rows[0], series="s9")]
         with pytest.raises(sqlite3.IntegrityError):
             self.ledger.fail(torn)
@@ -192,8 +192,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger(self.path)
 
     @rule(digest=series)
-    def lose_the_process_within_a_transaction(self, digest):
-        """What SQLite finds after a kill: a transaction that was begun, and never ended."""
+    def kill_a_process_within_a_transaction(self, digest):
+        """SQLite finds a transaction that never ended, as after a kill."""
         self.ledger.close()
         killed = sqlite3.connect(self.path, isolation_level=None)
         killed.execute("BEGIN IMMEDIATE")
@@ -204,26 +204,30 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger(self.path)
 
     @invariant()
-    def rows_are_the_models_in_its_order(self):
-        assert list(map(shown, self.ledger.validations())) == list(map(shown, self.validations))
-        assert list(map(shown, self.ledger.failures())) == list(map(shown, self.failures))
+    def rows_equal_the_models(self):
+        assert list(map(comparable, self.ledger.validations())) == list(
+            map(comparable, self.validations)
+        )
+        assert list(map(comparable, self.ledger.failures())) == list(
+            map(comparable, self.failures)
+        )
 
     @invariant()
-    def holds_what_has_a_row_of_either_kind_wherever_it_lies(self):
+    def a_checkpoint_with_a_row_is_held_at_any_path(self):
         rows = set(map(key, [*self.validations, *self.failures]))
         for digest, (step, name), commit_ns in itertools.product(DATASETS, NAMES, COMMITS):
             moved = Checkpoint(step, name, commit_ns, Path("/moved"), pin=Path("/pin"))
             assert self.ledger.holds(moved, digest) == ((digest, name, commit_ns) in rows)
 
     @invariant()
-    def no_measure_is_without_its_row(self):
+    def each_validation_has_its_measures(self):
         with sqlite3.connect(self.path) as db:
             (count,) = db.execute("SELECT count(*) FROM measure").fetchone()
         db.close()
         assert count == 2 * len(self.validations)
 
     @invariant()
-    def queries_are_those_of_the_series(self):
+    def query_ids_are_those_of_the_series(self):
         for digest in self.opened:
             assert self.ledger.query_ids(digest) == QUERIES
 

@@ -1,6 +1,8 @@
-"""Two real processes and one directory: a lock that holds only within one would hold nobody."""
+"""Two processes and one directory: the lock must exclude the second process."""
 
 import contextlib
+import errno
+import logging
 import os
 import signal
 import subprocess
@@ -24,7 +26,7 @@ with lock.hold(pathlib.Path(sys.argv[1])):
 
 @contextlib.contextmanager
 def holder(directory):
-    """Another process that holds the directory."""
+    """Yields another process, which holds the directory."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True
     )
@@ -38,7 +40,7 @@ def holder(directory):
 
 
 def hold_soon(directory):
-    """The kernel releases a dead process's lock when it has cleared it away."""
+    """Takes the lock of a process that has just died, which the kernel releases soon."""
     end = time.monotonic() + 10
     while True:
         try:
@@ -48,7 +50,7 @@ def hold_soon(directory):
             time.sleep(0.01)
 
 
-def test_a_second_is_told_who_holds_it_and_the_first_goes_on(tmp_path):
+def test_a_second_process_is_refused_and_told_the_holder(tmp_path):
     with holder(tmp_path / "out") as first:
         for _ in range(2):
             with (
@@ -57,12 +59,12 @@ def test_a_second_is_told_who_holds_it_and_the_first_goes_on(tmp_path):
             ):
                 pass
         assert told.value.status == 2
-        assert "stop it, or choose another" in str(told.value)
+        assert "stop that process, or choose another directory" in str(told.value)
         assert first.poll() is None
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_holder_that_is_killed_holds_it_no_longer(tmp_path, sent):
+def test_a_killed_process_releases_the_lock(tmp_path, sent):
     with holder(tmp_path) as first:
         first.send_signal(sent)
         first.wait(10)
@@ -70,20 +72,20 @@ def test_a_holder_that_is_killed_holds_it_no_longer(tmp_path, sent):
     assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_it_is_released_at_the_end_also_of_one_that_fails(tmp_path):
+def test_the_lock_is_released_after_an_error(tmp_path):
     with pytest.raises(RuntimeError), lock.hold(tmp_path):
         raise RuntimeError
     with lock.hold(tmp_path):
         pass
 
 
-def test_the_name_of_a_former_holder_does_not_hold(tmp_path):
+def test_the_name_of_a_former_holder_is_replaced(tmp_path):
     (tmp_path / "lock").write_text("process 1 on another-machine, since a week\n" * 9)
     with lock.hold(tmp_path):
         assert (tmp_path / "lock").read_text().count("process") == 1
 
 
-def test_a_child_that_outlives_the_holder_does_not_hold(tmp_path):
+def test_a_child_process_does_not_inherit_the_lock(tmp_path):
     with lock.hold(tmp_path):
         child = subprocess.Popen(["sleep", "30"])
     try:
@@ -95,7 +97,20 @@ def test_a_child_that_outlives_the_holder_does_not_hold(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["file", "file/deeper"])
-def test_a_directory_that_cannot_be_made_is_the_users_fault(tmp_path, below):
+def test_a_directory_that_cannot_be_created_is_a_user_error(tmp_path, below):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), lock.hold(tmp_path / Path(below)):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog, code):
+    def refuse(descriptor, blocking):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(lock, "lock_descriptor", refuse)
+    with caplog.at_level(logging.WARNING), lock.hold(tmp_path), lock.hold(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert len(caplog.messages) == 2
+    assert f"{tmp_path} is on a file system without locks" in caplog.messages[0]
+    assert os.strerror(code) in caplog.messages[0]

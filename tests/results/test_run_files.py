@@ -43,7 +43,7 @@ def test_msmarco_by_hand(tmp_path):
     ]
 
 
-def test_who_has_fewer_hits_has_fewer_lines(tmp_path):
+def test_a_query_with_fewer_hits_has_fewer_lines(tmp_path):
     rows = np.array([[4, -1, -1], [-1, -1, -1]])
     fewer = Hits(np.where(rows < 0, -np.inf, 2).astype(np.float32), rows)
     assert write(tmp_path / "7", "msmarco", fewer) == "q1\tdoc-4\t1\n"
@@ -55,12 +55,12 @@ def test_a_trec_file_is_read_back_with_the_same_scores(tmp_path, scores):
     rows = np.arange(scores.size)[None]
     write(tmp_path / "run", "trec", Hits(scores, rows), ["q"])
     read = list(ir_measures.read_trec_run(str(tmp_path / "run")))
-    assert [(each.query_id, each.doc_id) for each in read] == [("q", i) for i in ids(rows[0])]
-    assert [np.float32(each.score) for each in read] == scores[0].tolist()
+    assert [(hit.query_id, hit.doc_id) for hit in read] == [("q", i) for i in ids(rows[0])]
+    assert [np.float32(hit.score) for hit in read] == scores[0].tolist()
 
 
 @pytest.mark.parametrize("form", ["trec", "msmarco"])
-def test_a_file_is_replaced_as_a_whole(tmp_path, form):
+def test_a_file_is_replaced_atomically(tmp_path, form):
     path = tmp_path / "runs" / "dev" / "7"
     before = write(path, form)
 

@@ -6,9 +6,9 @@ import pytest
 
 from jaxval.corpus import manifest
 from jaxval.corpus.datasets import parse
+from jaxval.corpus.manifest import Origin
 from jaxval.errors import DataError, UserError
 from jaxval.sampling import publish
-from jaxval.sampling.publish import Origin
 from jaxval.sampling.strategies import Strategy
 
 INPUTS = {"corpus": "1", "queries": "2", "qrels": "3", "runs": ["4", "5"]}
@@ -22,11 +22,11 @@ def fill(folder):
 
 def test_a_sample_is_published_whole_and_known_again(tmp_path):
     folder = tmp_path / "new" / "sample"
-    assert not publish.holds(folder, MADE)
+    assert not manifest.holds(folder, MADE)
     assert publish.publish(folder, MADE, fill) == {"passages": 1}
-    assert publish.holds(folder, MADE)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == {
+    assert manifest.holds(folder, MADE)
+    written = json.loads((folder / "manifest.json").read_text())
+    assert written == {
         "strategy": "run:depth=9",
         "seed": 0,
         "stemmer": None,
@@ -39,60 +39,9 @@ def test_a_sample_is_published_whole_and_known_again(tmp_path):
 
 
 def test_an_empty_folder_is_filled(tmp_path):
-    assert not publish.holds(tmp_path, MADE)
+    assert not manifest.holds(tmp_path, MADE)
     publish.publish(tmp_path, MADE, fill)
-    assert publish.holds(tmp_path, MADE)
-
-
-@pytest.mark.parametrize(
-    ("other", "what"),
-    [
-        (
-            Origin("run:depth=8", 0, None, INPUTS),
-            "strategy run:depth=9, not run:depth=8",
-        ),
-        (Origin("run:depth=9", 7, None, INPUTS), "seed 0, not 7"),
-        (Origin("run:depth=9", 0, "other", INPUTS), "stemmer None, not other"),
-        (
-            Origin("run:depth=9", 0, None, INPUTS | {"corpus": "9", "runs": []}),
-            "other corpus, other",
-        ),
-        (
-            Origin("run:depth=9", 0, None, INPUTS, {"checkpoint": "7"}),
-            "another checkpoint or encoder",
-        ),
-    ],
-)
-def test_another_sample_is_told_apart(tmp_path, other, what):
-    publish.publish(tmp_path / "s", MADE, fill)
-    with pytest.raises(UserError) as caught:
-        publish.holds(tmp_path / "s", other)
-    message = str(caught.value)
-    assert message.startswith(f"`output_dir={tmp_path / 's'}` holds another sample ({what}")
-    assert message.endswith("): name a new one, or remove it")
-
-
-def test_what_is_no_sample_is_left_alone(tmp_path):
-    (tmp_path / "notes").write_text("mine")
-    for path in (tmp_path, tmp_path / "notes"):
-        with pytest.raises(UserError, match="is there and no sample: name a new folder"):
-            publish.holds(path, MADE)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "\udcff"])
-def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
-    (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"manifest.json cannot be read \(.*\): remove it, or"):
-        publish.holds(tmp_path, MADE)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "{}"])
-def test_what_a_sample_was_drawn_from(tmp_path, content):
-    publish.publish(tmp_path / "s", MADE, fill)
-    assert manifest.drawn_from(tmp_path / "s" / "corpus.jsonl") == "1"
-    assert manifest.drawn_from(tmp_path / "corpus.jsonl") is None
-    (tmp_path / "manifest.json").write_text(content)
-    assert manifest.drawn_from(tmp_path / "corpus.jsonl") is None
+    assert manifest.holds(tmp_path, MADE)
 
 
 def test_nothing_is_left_of_what_failed(tmp_path):
@@ -132,7 +81,7 @@ def test_who_comes_second_takes_what_is_there(tmp_path):
         return fill(partial)
 
     publish.publish(folder, MADE, slow)
-    assert publish.holds(folder, MADE)
+    assert manifest.holds(folder, MADE)
     with pytest.raises(UserError, match="holds another sample"):
         publish.publish(folder, Origin("full", 0, None, INPUTS), fill)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]

@@ -173,7 +173,7 @@ def test_another_sample_is_not_overwritten(world, strategy, flags, what):
     assert ran.returncode == 2
     assert ran.stderr == (
         f"jaxval: --output_dir={world.output} holds another sample ({what}):"
-        " name a new one, or remove it\n"
+        " name a new folder, or remove this\n"
     )
     assert content(world.output) == before
 
@@ -318,11 +318,10 @@ def test_help_is_grouped():
     command = [sys.executable, "-m", "jaxval.sample", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True)
     heads = [line for line in ran.stdout.splitlines() if line.endswith(":") and line[0] != " "]
-    own = ["What is sampled:", "How:", heads[2], "For dense:depth=N, which checkpoint ranks:"]
+    own = ["What is sampled:", "How:", "Output:", "Checkpoint of dense:depth=N:"]
     assert (ran.returncode, heads[:4]) == (0, own)
-    assert heads[2].startswith("Output, a new folder")
     assert "--patience" not in ran.stdout
-    assert ran.stdout.startswith("Writes a sampled corpus")
+    assert ran.stdout.startswith("Writes a sample of a corpus")
 
 
 class Bar:
