@@ -129,7 +129,7 @@ def usable(beir, tmp_path):
     [
         ({"output_dir": None}, "--output_dir is not set: "),
         ({"checkpoint_dir": None}, "--checkpoint_dir is not set: "),
-        ({"dataset": None}, "--dataset: none is given: "),
+        ({"dataset": None}, "--dataset is not set: "),
         ({"dataset": "tiny"}, "--dataset=tiny: no path: "),
         ({"dataset": "tiny:/not/there"}, "--dataset=tiny:/not/there: there is no '/not/there'"),
         ({"encoder": None}, "set one of --model=FOLDER"),

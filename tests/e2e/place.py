@@ -3,6 +3,7 @@
 The test is the trainer: it saves, damages and deletes checkpoints.
 """
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -67,7 +68,7 @@ class Place:
 
     def query(self, sql):
         """Returns rows of the ledger."""
-        with sqlite3.connect(self.output / "ledger.sqlite") as db:
+        with contextlib.closing(sqlite3.connect(self.output / "ledger.sqlite")) as db:
             return db.execute(sql).fetchall()
 
     def steps(self, table="validation"):
@@ -88,7 +89,8 @@ class Place:
 
     def lines(self):
         """Returns the objects in metrics.jsonl."""
-        return [json.loads(line) for line in (self.output / "metrics.jsonl").open()]
+        text = (self.output / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
 
     def pins(self):
         """Returns the names of the pins."""

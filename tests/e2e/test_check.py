@@ -5,7 +5,7 @@ import pytest
 from jaxval.results import lock
 from tests.e2e import world
 from tests.e2e.app import App
-from tests.evaluation.test_memory import ROOM
+from tests.e2e.small_memory import ROOM
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_too_large_batches_are_reported(run, monkeypatch):
     monkeypatch.setenv(ROOM, "100")
     world.save(run.checkpoints, [3])
     status, out, _ = run.finish(
-        "--check", encoder="tests.evaluation.test_memory:encoder", batch_tokens=1024
+        "--check", encoder="tests.e2e.small_memory:encoder", batch_tokens=1024
     )
     assert status == 0
     (warning,) = [line for line in out.splitlines() if line.startswith("warning: ")]

@@ -1,68 +1,38 @@
-"""A device with too little memory. Its stand-in refuses, as XLA does, what is too large."""
+"""A device with too little memory: the batch is halved until it fits."""
 
-import os
-
-import jax
-import numpy as np
 import pytest
 
-from jaxval.encoders.adapter import FunctionEncoder
-from tests.e2e import world
-from tests.e2e.app import App
-
-ROOM = "JAXVAL_TEST_ROOM"
-FULL = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes."
-
-
-def encoder():
-    """The tiny world's, on a device with room for so many tokens a batch."""
-    plenty = world.encoder()
-
-    def within_room(function):
-        def encode(params, ids, mask):
-            if ids.size > int(os.environ[ROOM]):
-                raise jax.errors.JaxRuntimeError(FULL)
-            return function(params, ids, mask)
-
-        return encode
-
-    return FunctionEncoder(
-        within_room(plenty.encode_queries),
-        within_room(plenty.encode_passages),
-        plenty.abstract_params,
-    )
+from jaxval.errors import UserError
+from tests.e2e.small_memory import ROOM
+from tests.run.runner import Runner
 
 
 @pytest.fixture
-def run(tmp_path):
-    made = App(tmp_path)
-    made.flags["encoder"] = "tests.evaluation.test_memory:encoder"
-    world.save(made.checkpoints, [3, 4])
-    return made
+def place(tmp_path):
+    place = Runner(tmp_path)
+    place.settings["factory"] = "tests.e2e.small_memory:encoder"
+    place.put(3, 4)
+    return place
 
 
-def test_the_batch_is_halved_until_it_fits_and_for_the_whole_run(run, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, so that one batch could hold all
+def test_the_batch_is_halved_until_it_fits_and_stays_so(place, monkeypatch):
     monkeypatch.setenv(ROOM, "100")
-    status, out, err = run.finish(batch_tokens=1024)
-    assert status == 0, err
-    said = [line for line in err.splitlines() if "the device is out of memory" in line]
+    assert (
+        place.run(devices=1, batch_tokens=1024) == 0
+    )  # one device could hold all in one batch
+    said = [line for line in place.log.splitlines() if "the device is out of memory" in line]
     tokens = [int(line.partition("from now on ")[2].split()[0]) for line in said]
-    assert tokens == [512, 256, 128, 64]  # each once: the second checkpoint begins with 64
-    assert "2 validated" in out
-    for line in run.lines():
-        wanted = np.mean(world.expected(line["step"]))
-        assert line["measures"]["RR@10"] == pytest.approx(wanted)
+    assert tokens == [512, 256, 128, 64]  # once each: the second checkpoint starts with 64
+    assert "2 validated" in place.out
+    place.check(3, 4)
 
 
-def test_too_little_for_anything_is_one_line_and_status_2_and_keeps_the_pins(run, monkeypatch):
-    monkeypatch.setenv(ROOM, "20")  # the factory is tried with 16
-    status, _, err = run.finish(batch_tokens=256)
-    assert status == 2
-    (fault,) = [line for line in err.splitlines() if line.startswith("jaxval: ")]
-    assert "too little memory for the smallest batch" in fault
-    assert "--dtype=bfloat16" in fault
-    assert "Traceback" not in err
-    assert run.query("SELECT count(*) FROM validation") == [(0,)]
-    assert run.query("SELECT count(*) FROM failure") == [(0,)]
-    assert len(list((run.output / "pins").iterdir())) == 2
+def test_too_little_memory_for_any_batch_ends_the_run_and_keeps_the_pins(place, monkeypatch):
+    monkeypatch.setenv(ROOM, "20")  # the encoder is tried with 16 tokens
+    with pytest.raises(UserError) as raised:
+        place.watch(devices=4, batch_tokens=256)
+    said = str(raised.value)
+    assert "too little memory for the smallest batch" in said
+    assert "`dtype=bfloat16`" in said
+    assert (place.steps(), place.steps("failure")) == ([], [])
+    assert len(place.pins()) == 2

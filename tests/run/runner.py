@@ -164,12 +164,12 @@ class Runner(Place):
                 **seams,
             )
 
-    def watch(self, **settings):
+    def watch(self, *, devices=2, **settings):
         """Runs a session with a watcher, as the app does, and returns its status."""
         watcher = self.watcher(**settings)
         watcher.start()
         try:
-            return self.run(watcher, **settings)
+            return self.run(watcher, devices=devices, **settings)
         finally:
             watcher.stop()
 

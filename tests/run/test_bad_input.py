@@ -29,7 +29,7 @@ def strangers(place):
     ("change", "said"),
     [
         (bad_line, "corpus.jsonl:2: "),
-        (duplicate, "'p0' stands 2 times"),
+        (duplicate, "'p0' occurs 2 times"),
         (empty, "no text in it"),
         (unjudged, "test.tsv"),
         (strangers, "none of the judged documents is in"),

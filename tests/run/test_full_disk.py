@@ -14,6 +14,9 @@ from jaxval.results import lock
 from jaxval.results.tensorboard import TensorBoard
 from tests.e2e.place import cut, fill
 
+UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""A file whose buffer cannot be written is closed by the garbage collector alone."""
+
 
 def test_a_run_waits_until_the_disk_has_room(place, small_disk):
     place.output = place.settings["directory"] = small_disk / "out"
@@ -68,6 +71,7 @@ def test_a_directory_without_room_for_the_lock_is_refused(small_disk):
     assert str(raised.value).startswith(f"`output_dir={small_disk}` cannot be written: ")
 
 
+@UNCLOSED
 def test_a_disk_that_fills_up_during_tokenization_keeps_nothing_incomplete(
     small_disk, tiny_tokenizer, silent
 ):
@@ -105,6 +109,7 @@ def test_a_disk_that_fills_up_during_tokenization_keeps_nothing_incomplete(
             assert ids[: len(expected)].tolist() == expected
 
 
+@UNCLOSED
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_does_not_block_on_a_full_disk(small_disk):
     tracker = TensorBoard(small_disk / "tensorboard")
