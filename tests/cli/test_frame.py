@@ -128,7 +128,10 @@ def usable(beir, tmp_path, monkeypatch):
         ({"measures": "RR@10,foo"}, "--measures: 'foo' is no measure"),
         ({"measures": "R@10,P(rel=2)@500"}, "P(rel=2)@500 needs 500 hits and --depth=100"),
         ({"measures": ","}, "--measures is empty"),
-        ({"passage_template": "{title}"}, "--passage_template='{title}': it has no field {text}"),
+        (
+            {"passage_template": "{title}"},
+            "--passage_template='{title}': it has no field {text}",
+        ),
         ({"encoder": "not.there:at_all"}, "--encoder=not.there:at_all"),
     ],
 )

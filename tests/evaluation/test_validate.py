@@ -34,8 +34,8 @@ def results(plan, progress, restored=None, wanted=None):
     """The results of all sets by name."""
     restored = restored or Restored(letters(), "params")
     wanted = [each.series for each in plan.sets] if wanted is None else wanted
-    found = validate("step 7", restored, plan, wanted, progress)
-    return {result.eval_set.name: result for result in found}
+    evaluated = validate("step 7", restored, plan, wanted, progress)
+    return {result.eval_set.name: result for result in evaluated}
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -91,7 +91,7 @@ def test_sets_of_one_corpus_share_its_encoding(store, eval_set, silent):
     other = eval_set("other", {"b": {0: 1}})
     plan = make_plan((store(PASSAGES), [dev, test]), (store(["b", "b b", "c"]), [other]))
     progress = Recorder(silent)
-    found = results(plan, progress)
+    by_name = results(plan, progress)
     assert progress.bars == [
         ("step 7: encoding queries", 2),
         ("step 7: encoding queries", 1),
@@ -99,12 +99,12 @@ def test_sets_of_one_corpus_share_its_encoding(store, eval_set, silent):
         ("step 7: encoding queries", 1),
         ("step 7: encoding passages", 3),
     ]
-    assert found["dev"].per_query["RR"].tolist() == [1 / 2, 1 / 3]
-    assert found["test"].hits.rows.tolist() == [[0, 3, 1, 2]]
-    assert found["test"].per_query["R@2"].tolist() == [1 / 2]
-    assert found["other"].hits.rows.tolist() == [[1, 0, 2]]
-    assert found["other"].per_query["RR"].tolist() == [1 / 2]
-    assert found["dev"].seconds["passages"] == found["test"].seconds["passages"]
+    assert by_name["dev"].per_query["RR"].tolist() == [1 / 2, 1 / 3]
+    assert by_name["test"].hits.rows.tolist() == [[0, 3, 1, 2]]
+    assert by_name["test"].per_query["R@2"].tolist() == [1 / 2]
+    assert by_name["other"].hits.rows.tolist() == [[1, 0, 2]]
+    assert by_name["other"].per_query["RR"].tolist() == [1 / 2]
+    assert by_name["dev"].seconds["passages"] == by_name["test"].seconds["passages"]
 
 
 def test_only_wanted_series_are_evaluated(store, eval_set, silent):
