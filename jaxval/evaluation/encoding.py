@@ -171,9 +171,9 @@ def _from_code(model: Model) -> _Source:
         encoder, name = model.encoder, "`encoder`"
         identity: dict[str, Any] = {"encoder": type(encoder).__name__}
     else:
-        factory = model.factory or ""
-        encoder, name = adapter.load_factory(factory), f"`encoder={factory}`"
-        identity = {"encoder": factory, "source": adapter.source_digest(factory)}
+        spec = model.factory or ""
+        encoder, name = adapter.load_factory(spec), f"`encoder={spec}`"
+        identity = {"encoder": spec, "source": adapter.source_digest(spec)}
     adapter.check(encoder, name)
     leaves = flatten(encoder.abstract_params())
     shapes = {show(path): leaf.shape for path, leaf in leaves.items()}
