@@ -20,9 +20,9 @@ from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UnreadableError, UserError
 from jaxval.evaluation import validate
-from jaxval.evaluation.encoding import ranking_settings
 from jaxval.evaluation.plan import EvalPlan
 from jaxval.evaluation.prepare import prepare, read
+from jaxval.evaluation.series import ranking_settings
 from jaxval.records import Checkpoint, Hits, Progress
 
 
