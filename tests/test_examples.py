@@ -13,7 +13,7 @@ import transformers
 
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import restore
-from jaxval.encoders import adapter
+from jaxval.encoders import factory
 from jaxval.evaluation.encode import place
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -84,8 +84,8 @@ def test_what_its_own_trainer_saved_is_encoded_as_its_own_module_would(
 ):
     monkeypatch.setenv("MODEL", str(FLAX_BERT))
     name = f"examples.{saved.__name__}"
-    encoder = adapter.load_factory(f"{name}:factory")
-    adapter.check(encoder, name)
+    encoder = factory.load_factory(f"{name}:factory")
+    factory.check(encoder, name)
     params, queries, passages = saved(importlib.import_module(name))
     with ocp.CheckpointManager(tmp_path) as manager:
         state = {"model": params, "opt_state": optax.adam(1e-3).init(params), "step": 3}

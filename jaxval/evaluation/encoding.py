@@ -22,7 +22,7 @@ from jaxval.config import Config, Model
 from jaxval.corpus import readers, tokenizer
 from jaxval.corpus.token_store import Recipe
 from jaxval.corpus.tokenizer import Tokenizer
-from jaxval.encoders import adapter, folder
+from jaxval.encoders import factory, folder
 from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.entries import Limit
 from jaxval.errors import EncoderError, JaxvalError, UserError
@@ -145,12 +145,12 @@ def held(encoder: Encoder, model: Model) -> Params:
 def _encoder(model: Model) -> tuple[Callable[[Attend], Encoder], dict[str, Any], _Traits]:
     """What makes the encoder, what identifies it, and what it asks of its texts."""
     if model.factory:
-        encoder = adapter.load_factory(model.factory)
-        adapter.check(encoder, f"`encoder={model.factory}`")
+        encoder = factory.load_factory(model.factory)
+        factory.check(encoder, f"`encoder={model.factory}`")
         shapes = {
             show(path): leaf.shape for path, leaf in flatten(encoder.abstract_params()).items()
         }
-        source = adapter.source_digest(model.factory)
+        source = factory.source_digest(model.factory)
         identity: dict[str, Any] = {
             "encoder": model.factory,
             "source": source,
