@@ -8,7 +8,6 @@ is never needed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxval.canonical import canonical, digest
 from jaxval.encoders import bert, decoder, distilbert, mpnet, roberta, t5
 from jaxval.encoders.adapter import from_linen
 from jaxval.encoders.attention import Attend, plain
@@ -82,6 +82,12 @@ _POOLINGS = {
 }
 
 
+_UNDIGESTED = frozenset(
+    "path projection_path max_seq_length query_prefix passage_prefix".split()
+)
+"""The fields of a ModelFolder that do not shape its encoder."""
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """What a folder says about its encoder.
@@ -111,12 +117,12 @@ class ModelFolder:
 
     @property
     def digest(self) -> str:
-        """Of what decides the vectors beside weights, texts and overrides; 16 hex digits.
+        """A digest of the encoder that the folder describes, of 16 hex digits.
 
-        Where the folder lies and who saved it are left out.
+        It covers neither the weights, nor where the folder is, nor how texts are prepared.
         """
-        what = (self.family, self.config, self.pooling, self.normalize, self.projection)
-        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        described = canonical(self)
+        return digest({name: described[name] for name in described.keys() - _UNDIGESTED})
 
 
 def download(name: str, patterns: list[str]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from jaxval.canonical import canonical, digest
 from jaxval.encoders import folder
 from jaxval.encoders.text_encoder import Projection
 from jaxval.errors import EncoderError
@@ -170,6 +171,36 @@ def test_the_digest_follows_what_decides_the_vectors(model):
     edit(model / "config.json", hidden_act="relu")
     assert read(model).digest != found.digest
     assert dataclasses.replace(found, pooling="cls").digest != found.digest
+
+
+def extended(record, **values):
+    """The record with a further field `added` of default 0, as a later version may have it."""
+    kind = dataclasses.make_dataclass(
+        "Extended", [("added", int, 0)], bases=(type(record),), frozen=True
+    )
+    return kind(**{**vars(record), **values})
+
+
+def test_a_new_field_with_a_default_does_not_change_the_digest(model):
+    described = read(model)
+    before = described.digest
+    assert extended(described).digest == before
+    assert extended(described, added=1).digest != before
+    for added, same in ((0, True), (1, False)):
+        config = extended(described.config, added=added)
+        assert (dataclasses.replace(described, config=config).digest == before) is same
+
+
+def test_the_digest_is_that_of_the_settings_that_differ_from_their_defaults(model):
+    described = {
+        "family": "bert",
+        "config": canonical(read(model).config),
+        "pooling": "mean",
+        "normalize": True,
+        "projection": {"width": 16, "bias": True, "activation": "tanh"},
+    }
+    assert "hidden_act" not in described["config"]  # BERT's default
+    assert read(model).digest == digest(described)
 
 
 def test_weights_and_what_is_left_out(model):
