@@ -225,7 +225,7 @@ def read_base(name: str, abstract_params: Params) -> Restored:
     Raises:
       JaxvalError: it cannot be read, or is not the encoder's.
     """
-    if (checkpoint := restore.standing(name)) is not None:
+    if (checkpoint := restore.find_checkpoint(name)) is not None:
         return restore.read(checkpoint, abstract_params)
     try:
         described = folder.read(name, weights=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 from etils import epath
 
-from jaxval.checkpoints.commit import one_below
+from jaxval.checkpoints.commit import folder_with_checkpoints
 from jaxval.checkpoints.export import BestCheckpoints, export_name
 from jaxval.checkpoints.gaps import unseen
 from jaxval.checkpoints.prefetch import Prefetcher
@@ -241,7 +241,7 @@ class Session:
                 f"`checkpoint_dir={root}` is still not there: name the directory that the"
                 " trainer saves in, or wait longer with `idle_timeout`"
             )
-        below = one_below(root)
+        below = folder_with_checkpoints(root)
         hint = f"did you mean {below}?" if below else "is it where the trainer saves?"
         _LOG.warning("no checkpoint was ever seen in %s: %s", root, hint)
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxval.checkpoints.restore import restore
 from jaxval.errors import CheckpointError, CorruptError, MismatchError, VanishedError
-from tests.checkpoints.test_restore import ABSTRACT, DAMAGED, only
+from tests.checkpoints.world import ABSTRACT, DAMAGED, only
 
 REASONS = (CorruptError, VanishedError, MismatchError)
 COUNTED = {"dense": {"bias": 1.0, "kernel": 2.0}, "embed": {"embedding": 3.0}}

@@ -6,7 +6,7 @@ import pytest
 from jaxval.checkpoints.restore import restore
 from jaxval.encoders import folder
 from tests.checkpoints.conftest import FIXTURES
-from tests.checkpoints.test_restore import only
+from tests.checkpoints.world import only
 
 MADE = FIXTURES / "flax_bert"
 

@@ -1,6 +1,5 @@
 """The search over shapes alone; what it finds in real files is test_restore's."""
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from jaxval.checkpoints import locate
 from jaxval.errors import MismatchError
 from jaxval.records import ParamsPaths
+from tests.checkpoints.world import abstract
 
 WANTED = {("embed", "table"): (64, 16), ("dense", "kernel"): (16, 16), ("dense", "bias"): (16,)}
 LAYERED = {("words",): (64, 16)} | {
@@ -20,16 +20,6 @@ LAYERED = {("words",): (64, 16)} | {
 
 def under(*prefix, box=(), wanted=WANTED):
     return {(*prefix, *path, *box): shape for path, shape in wanted.items()}
-
-
-def abstract(shapes):
-    tree = {}
-    for path, shape in shapes.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = jax.ShapeDtypeStruct(shape, "float32")
-    return tree
 
 
 def plan(found, wanted=WANTED, **asked):
@@ -83,7 +73,7 @@ def test_two_candidates_are_listed_with_the_flags_to_choose():
 
 def test_a_shape_that_differs_is_named_with_both():
     found = under("params") | {("params", "dense", "bias"): (32,)}
-    assert "1 of 3 leaves do not fit under params: dense/bias is [32], wan" in refusal(found)
+    assert "1 of 3 leaves do not fit under params: dense/bias is [32], exp" in refusal(found)
 
 
 def test_a_missing_leaf_is_named_with_the_nearest_there_is():
@@ -116,12 +106,12 @@ SHALLOW = {path: shape for path, shape in LAYERED.items() if "2" not in path}
 def test_layers_that_the_encoder_lacks_are_an_error_unless_their_tree_is_named():
     found = under("default", "params", wanted=LAYERED)
     said = refusal(found, SHALLOW)
-    assert "default/params/encoder/layer/2 would be left out, and layers like them" in said
-    assert said.endswith("or accept it by `params_path=default/params`")
+    assert "default/params/encoder/layer/2 would be left out, although layers like them" in said
+    assert said.endswith("or accept it with `params_path=default/params`")
     assert "Correct num_hidden_layers in `model`'s config.json, or `encoder`" in said
     chosen = plan(found, SHALLOW, tree="default/params")
     assert chosen.remarks == (
-        "the encoder lacks layers like those it takes: default/params/encoder/layer/2",
+        "the encoder lacks layers like those it reads: default/params/encoder/layer/2",
         "left out: default/params/encoder/layer/2",
     )
 
@@ -273,8 +263,8 @@ def test_an_axis_that_cannot_be_told_is_an_error():
     wanted = {("layer", str(number), "kernel"): (3, 5) for number in range(3)}
     found = {("layer", "kernel"): (3, 3, 5)}
     said = refusal(found, wanted)
-    assert "layer along axis 0, layer along axis 1: which of them cannot be told; give" in said
-    assert said.endswith("give the scanned module itself as `encoder`")
+    assert "fit more than one stack: layer along axis 0, layer along axis 1. Give" in said
+    assert said.endswith("Give the scanned module itself as `encoder`")
 
 
 def test_a_body_that_wraps_the_layer_is_one_more_name():
@@ -310,7 +300,7 @@ def test_stacked_moments_are_no_layers():
         (*path[:-1], "mu", path[-1]): shape
         for path, shape in stacked(("encoder", "layer"), 0).items()
     }
-    assert "the encoder's parameters are not there" in refusal(found, LAYERED)
+    assert "the encoder's parameters are not in it" in refusal(found, LAYERED)
 
 
 def test_stacks_of_two_towers_are_each_the_right_one():

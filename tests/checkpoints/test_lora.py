@@ -8,8 +8,7 @@ from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import restore
 from jaxval.errors import MismatchError
 from jaxval.records import ParamsPaths
-from tests.checkpoints.test_locate import abstract
-from tests.checkpoints.test_restore import ABSTRACT, SHARDINGS, check_placed, only
+from tests.checkpoints.world import ABSTRACT, SHARDINGS, abstract, check_placed, only
 
 RNG = np.random.default_rng(0)
 WANTED = {("dense", "kernel"): (4, 6), ("dense", "bias"): (6,), ("heads", "kernel"): (4, 2, 3)}
@@ -190,7 +189,7 @@ def test_two_towers_have_adapters_of_their_own():
     ],
 )
 def test_what_holds_no_adapters_of_the_encoder_says_so(leaves):
-    with pytest.raises(MismatchError, match="no adapters .* leave `base_params` out"):
+    with pytest.raises(MismatchError, match="no adapters .* leave out `base_params`"):
         merged(base(), leaves)
 
 
@@ -216,5 +215,7 @@ def test_what_magix_wrote_is_merged(layouts, sharding, devices):
 
 
 def test_adapters_without_a_base_are_told_the_flags(layouts):
-    with pytest.raises(MismatchError, match="adapters, under lora: name what .*`base_params`"):
+    with pytest.raises(
+        MismatchError, match="adapters, under lora: name the parameters .*`base_params`"
+    ):
         restore(only(layouts / "magix_lora-fsdp"), ABSTRACT)

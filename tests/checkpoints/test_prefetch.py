@@ -132,7 +132,7 @@ def test_one_that_keeps_failing_is_unreadable_and_the_next_is_not(ahead):
     disk = Disk(_1=[OSError("stale handle")] * 9)
     reading = ahead(line, disk, back_off=(0.01, 0.01))
     reading.start()
-    with pytest.raises(UnreadableError, match="step 1: 3 tries to read it failed: stale"):
+    with pytest.raises(UnreadableError, match="step 1 could not be read in 3 attempts: stale"):
         reading.take(line.pop(0))
     assert take(reading, line) == 2
 

@@ -6,18 +6,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxval.checkpoints.commit import committed
-from jaxval.checkpoints.restore import fitted, read, restore, standing
+from jaxval.checkpoints.restore import find_checkpoint, fitted, read, restore
 from jaxval.errors import CorruptError, MismatchError, NonFiniteError, VanishedError
-from jaxval.evaluation.encode import place
+from tests.checkpoints.world import ABSTRACT, DAMAGED, SHARDINGS, check_placed, only
 
-ABSTRACT = {
-    "dense": {
-        "bias": jax.ShapeDtypeStruct((16,), jnp.float32),
-        "kernel": jax.ShapeDtypeStruct((16, 16), jnp.float32),
-    },
-    "embed": {"embedding": jax.ShapeDtypeStruct((64, 16), jnp.float32)},
-}
 FOUND_AT = {
     "standard": "default/params",
     "composite": "params",
@@ -38,26 +30,12 @@ UNTIED = {
     "tevax_dual": "default/params/params/0 (queries), default/params/params/1 (passages)",
     "two_items": "query_encoder (queries), passage_encoder (passages)",
 }
-DAMAGED = ("standard", "composite", "bare_pytree", "plain_files", "plain_zarr3", "flax_msgpack")
-"""Those that lie in files in ways of their own."""
-SHARDINGS = ["replicated", "fsdp", "tensor"]
 COUNTED = {"dense": {"bias": [1.0], "kernel": [2.0]}, "embed": {"embedding": [3.0]}}
 """What writer.py fills each array with."""
 
 
-def only(directory):
-    (checkpoint,) = committed(directory)
-    return checkpoint
-
-
 def values(tree):
     return jax.tree.map(lambda leaf: np.unique(leaf).tolist(), tree)
-
-
-def check_placed(params, devices):
-    for leaf in jax.tree.leaves(place(params, devices)):
-        assert leaf.sharding.device_set == set(devices)
-        assert leaf.is_fully_replicated
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -209,12 +187,12 @@ def test_what_is_not_the_files_fault_passes_as_it_is(layouts):
 
 def test_a_base_is_a_checkpoint_or_the_only_one_in_a_directory(layouts, fixtures, tmp_path):
     directory = layouts / "standard-fsdp"
-    assert standing(str(directory / "3")) == directory / "3"
-    assert standing(str(directory)) == directory / "3"
+    assert find_checkpoint(str(directory / "3")) == directory / "3"
+    assert find_checkpoint(str(directory)) == directory / "3"
     file = fixtures / "orbax_0_4_8" / "msgpack" / "checkpoint_3"
-    assert standing(str(file)) == file
-    assert standing(str(layouts)) is None
-    assert standing(str(tmp_path / "not there")) is None
+    assert find_checkpoint(str(file)) == file
+    assert find_checkpoint(str(layouts)) is None
+    assert find_checkpoint(str(tmp_path / "not there")) is None
     assert values(read(directory / "3", ABSTRACT).params) == COUNTED
 
 
@@ -222,7 +200,7 @@ def test_a_damaged_base_is_said(layouts, tmp_path):
     copy = shutil.copytree(layouts / "standard-fsdp" / "3", tmp_path / "copy")
     (copy / "default" / "manifest.ocdbt").write_bytes(b"")
     with pytest.raises(CorruptError, match="it cannot be read"):
-        read(standing(str(copy)), ABSTRACT)
+        read(find_checkpoint(str(copy)), ABSTRACT)
 
 
 def test_what_is_in_memory_is_fitted_too():

@@ -9,7 +9,7 @@ import pytest
 
 from jaxval.checkpoints.restore import restore
 from jaxval.encoders.adapter import from_linen
-from tests.checkpoints.test_restore import only
+from tests.checkpoints.world import only
 
 LAYERS, WIDTH = 3, 8
 IDS = jnp.array([[1, 2, 3], [3, 1, 0]], jnp.int32)

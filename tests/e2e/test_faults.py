@@ -329,7 +329,7 @@ def test_what_is_lost_at_the_pin_limit_says_so(place, launched):
     assert sorted(failures) == [2, 3, 4]
     for reason, message in failures.values():
         assert reason == "vanished"
-        assert "1 checkpoints are pinned already, as --max_pins allows" in message
+        assert "1 checkpoints are pinned already, which is the limit (--max_pins)" in message
     assert "1 validated, 0 already in the ledger, 3 lost, 0 corrupt" in place.log
 
 
