@@ -26,13 +26,15 @@ Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 @dataclass(frozen=True, eq=False)
 class FunctionEncoder:
-    """An Encoder made of bare functions. Equal to itself alone, so it can be a cache's key.
+    """An Encoder made of pure functions.
+
+    It is only equal to itself, and so can be the key of a cache.
 
     Attributes:
-      queries: encodes queries; pure.
-      passages: encodes passages; pure. The same function where the towers are tied.
-      shapes: gives the tree that both expect, each leaf a jax.ShapeDtypeStruct. Floating
-        leaves are held in what `dtype` says.
+      queries: encodes queries.
+      passages: encodes passages; the same function if the towers are tied.
+      shapes: returns the parameter tree that both functions expect, each leaf a
+        jax.ShapeDtypeStruct. Floating leaves are cast to `dtype` when they are restored.
     """
 
     queries: Encode
@@ -40,15 +42,15 @@ class FunctionEncoder:
     shapes: Callable[[], Params]
 
     def encode_queries(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Vectors of queries, [batch, dim]."""
+        """Returns the vectors of queries, [batch, dim]."""
         return self.queries(params, ids, mask)
 
     def encode_passages(self, params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Vectors of passages, [batch, dim]."""
+        """Returns the vectors of passages, [batch, dim]."""
         return self.passages(params, ids, mask)
 
     def abstract_params(self) -> Params:
-        """The tree that the functions expect, each leaf a jax.ShapeDtypeStruct."""
+        """Returns the tree that the functions expect, each leaf a jax.ShapeDtypeStruct."""
         return self.shapes()
 
 
@@ -58,16 +60,19 @@ def from_linen(
     query_method: str | Callable[..., jax.Array] | None = None,
     passage_method: str | Callable[..., jax.Array] | None = None,
 ) -> Encoder:
-    """An Encoder from a linen module whose methods take (ids, mask) and give [batch, dim].
+    """Returns an Encoder of a linen module whose methods map (ids, mask) to [batch, dim].
+
+    If queries and passages have different methods, the parameter tree is the union of the
+    parameters that each of them uses.
 
     Args:
-      module: an unbound flax.linen.Module, set to run without dropout.
-      query_method: the method that encodes queries; None is `__call__`.
-      passage_method: the same for passages. With one method for both the towers are
-        tied; with two, the tree is the union of what each of them touches.
+      module: an unbound flax.linen.Module, configured to run without dropout.
+      query_method: the method that encodes queries, by name or as a function of the module,
+        ids and mask; None for `__call__`.
+      passage_method: the method that encodes passages, likewise.
 
     Raises:
-      EncoderError: it is a class, no module.
+      EncoderError: `module` is a class.
     """
     if isinstance(module, type):
         name = module.__name__
@@ -75,15 +80,15 @@ def from_linen(
             f"from_linen was given the class {name}: pass an instance: from_linen({name}())"
         )
 
-    def through(method: str | Callable[..., jax.Array] | None) -> Encode:
+    def encode_by(method: str | Callable[..., jax.Array] | None) -> Encode:
         return lambda params, ids, mask: module.apply(
             {"params": params}, ids, mask, method=method
         )
 
     methods = list(dict.fromkeys((query_method, passage_method)))
     return FunctionEncoder(
-        queries=through(query_method),
-        passages=through(passage_method),
+        queries=encode_by(query_method),
+        passages=encode_by(passage_method),
         shapes=lambda: _union([_linen_shapes(module, method) for method in methods]),
     )
 
@@ -131,7 +136,7 @@ def from_nnx(
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     shapes = jax.tree.map(_bare, nnx.to_pure_dict(params))
 
-    def through(method: str | Callable[..., jax.Array] | None) -> Encode:
+    def encode_by(method: str | Callable[..., jax.Array] | None) -> Encode:
         def encode(params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
             model = nnx.merge(graph, params, rest)
             if callable(method):
@@ -140,7 +145,7 @@ def from_nnx(
 
         return encode
 
-    return FunctionEncoder(through(query_method), through(passage_method), lambda: shapes)
+    return FunctionEncoder(encode_by(query_method), encode_by(passage_method), lambda: shapes)
 
 
 def _nnx_unsharded() -> AbstractContextManager[Any]:
@@ -184,7 +189,7 @@ def _linen_shapes(module: Any, method: str | Callable[..., jax.Array] | None) ->
 
     def init() -> Params:
         params = module.init(jax.random.key(0), ids, mask, method=method).get("params", {})
-        # Boxes (nn.Partitioned) hold the trainer's sharding, which is not ours.
+        # Boxes (nn.Partitioned) hold the trainer's sharding, which does not apply here.
         return flax.core.unfreeze(flax.core.meta.unbox(params))
 
     return jax.tree.map(_bare, jax.eval_shape(init))

@@ -24,13 +24,13 @@ from jaxval.records import Encoder, Params
 
 _METHODS = ("encode_queries", "encode_passages", "abstract_params")
 
-_NOT_THE_USERS = (
+_FOREIGN = (
     "<",
     str(Path(__file__).parents[1]),
     *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")},
 )
-"""How the paths of frames begin that are Python's, a library's or jaxval's."""
-_SHOWN = 5
+"""The beginnings of the paths of Python's, libraries' and jaxval's own source files."""
+_SHOWN = 5  # calls of the user's code in a note
 _WRAP = "wrap the module in `jaxval.FunctionEncoder`"
 
 _COLLECTION_ERRORS = (
@@ -38,31 +38,34 @@ _COLLECTION_ERRORS = (
     "ScopeVariableNotFoundError",
     "ModifyScopeVariableError",
 )
-"""What flax raises where a collection is not passed, or passed to be read alone."""
+"""The errors that flax raises if a collection is not passed, or is not mutable."""
 
 
 def load_factory(spec: str) -> Encoder:
-    """The Encoder that `package.module:factory` makes, called without arguments.
+    """Imports the user's factory and returns the Encoder that it makes.
 
-    The working directory can be imported from, as with `python -m`.
+    Modules can be imported from the working directory, as with `python -m`.
+
+    Args:
+      spec: the factory, a function without arguments, as `package.module:factory`.
 
     Raises:
-      EncoderError: in one line, what is wrong with the name, the module, the factory or
-        what it returned. The user's own exception, if there was one, is its cause.
+      EncoderError: the module cannot be imported, the factory does not exist or fails, or
+        does not return an Encoder. An exception of the user's code is the cause of the error.
     """
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise EncoderError(
-            f"`encoder={spec}` is not of the form package.module:factory: "
-            "name the module, a colon and the function that returns the encoder"
+            f"`encoder={spec}` is not of the form package.module:factory: name the module and"
+            " the function that returns the encoder, with a colon between them"
         )
     factory = _attribute(spec, _import(spec, name), attribute)
     try:
         encoder = factory()
-    except EncoderError as error:  # from_linen's, which says all
+    except EncoderError as error:  # from one of the adapters, with a complete text
         raise EncoderError(f"`encoder={spec}`: {error}") from error
     except Exception as error:
-        raise _blamed(
+        raise _with_note(
             f"`encoder={spec}`: {attribute}() raised {_brief(error)}; "
             "it is called without arguments and must return an encoder",
             error,
@@ -71,57 +74,61 @@ def load_factory(spec: str) -> Encoder:
 
 
 def check(encoder: Encoder, name: str) -> None:
-    """Traces both functions without computing anything.
+    """Traces both functions of an encoder, and computes nothing.
 
     Args:
-      encoder: to be checked.
-      name: of the flag and its value, for the message.
+      encoder: the encoder to check.
+      name: what messages call it, e.g. the setting and its value.
 
     Raises:
-      EncoderError: a function raises, or its result is not [batch, dim] with one dim.
+      EncoderError: a function raises an error, or does not return [batch, dim], or their
+        numbers of components differ.
     """
     try:
         params = encoder.abstract_params()
     except Exception as error:
-        message = f"{name}: its parameters' shapes raised {_advised(error)}"
-        raise _blamed(message, error) from error
+        message = f"{name}: computing the shapes of its parameters raised {_advised(error)}"
+        raise _with_note(message, error) from error
     queries = _traced(encoder.encode_queries, params, f"{name}: encoding queries")
     passages = _traced(encoder.encode_passages, params, f"{name}: encoding passages")
     if queries != passages:
         raise EncoderError(
-            f"{name}: queries get {queries} components and passages {passages}: they cannot be"
-            " compared"
+            f"{name}: vectors of queries have {queries} components and those of passages"
+            f" {passages}; return the same number for both"
         )
 
 
 def _traced(encode: Encode, params: Params, what: str) -> int:
-    """The number of components of its vectors."""
+    """Returns the number of components of the vectors that a function returns."""
     ids, mask = jnp.zeros((2, 8), jnp.int32), jnp.ones((2, 8), bool)
     try:
         result = jax.eval_shape(encode, params, ids, mask)
     except Exception as error:
-        raise _blamed(f"{what} raised {_advised(error)}", error) from error
+        raise _with_note(f"{what} raised {_advised(error)}", error) from error
     shape = getattr(result, "shape", None)
     if shape is None:
-        raise EncoderError(f"{what} gives a {type(result).__name__}, wanted one array")
+        raise EncoderError(
+            f"{what} returned a {type(result).__name__}; return one array [batch, dim]"
+        )
     if len(shape) != 2 or shape[0] != 2:
         raise EncoderError(
-            f"{what} gives {list(shape)} for ids of [2, 8], wanted [batch, dim]: is it pooled?"
+            f"{what} returned {list(shape)} for ids of [2, 8], expected [batch, dim]; pool the"
+            " token states"
         )
     return int(shape[1])
 
 
-def _blamed(message: str, error: Exception) -> EncoderError:
-    """An error whose note is the user's own part of the traceback, the last calls of it."""
+def _with_note(message: str, error: Exception) -> EncoderError:
+    """Returns an error whose note shows the last calls of the user's code before `error`."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    own = [frame for frame in frames if not frame.filename.startswith(_FOREIGN)]
     lines = [f'  File "{f.filename}", line {f.lineno}, in {f.name}\n    {f.line}' for f in own]
-    if isinstance(error, SyntaxError):  # says itself where it stands
+    if isinstance(error, SyntaxError):  # its own text shows the line
         lines = ["".join(traceback.format_exception_only(error)).rstrip()]
-    blamed = EncoderError(message)
+    encoder_error = EncoderError(message)
     if lines:
-        blamed.add_note("\n".join(lines[-_SHOWN:]))
-    return blamed
+        encoder_error.add_note("\n".join(lines[-_SHOWN:]))
+    return encoder_error
 
 
 def source_digest(spec: str) -> str:
@@ -143,7 +150,7 @@ def _import(spec: str, name: str) -> Any:
         module = Path(name).stem
         raise EncoderError(
             f"`encoder={spec}` names a file: name the module, as in {module}:factory, and"
-            " start in the directory that holds it"
+            " start jaxval in the directory that contains it"
         )
     here = os.getcwd()  # noqa: PTH109  sys.path holds strings
     if here not in sys.path:
@@ -151,10 +158,12 @@ def _import(spec: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        missing = f"; install it, or start in the directory that holds it (now {here})"
-        remedy = missing if isinstance(error, ImportError) else ""
+        install = (
+            f"; install it, or start jaxval in the directory that contains it (now {here})"
+        )
+        remedy = install if isinstance(error, ImportError) else "; correct the module"
         message = f"`encoder={spec}`: importing {name} raised {_brief(error)}{remedy}"
-        raise _blamed(message, error) from error
+        raise _with_note(message, error) from error
 
 
 def _attribute(spec: str, module: Any, attribute: str) -> Callable[[], Any]:
@@ -175,11 +184,11 @@ def _attribute(spec: str, module: Any, attribute: str) -> Callable[[], Any]:
 
 
 def _checked(spec: str, encoder: Any) -> Encoder:
-    lacking = [name for name in _METHODS if not callable(getattr(encoder, name, None))]
-    if lacking:
+    missing = [name for name in _METHODS if not callable(getattr(encoder, name, None))]
+    if missing:
         raise EncoderError(
             f"`encoder={spec}` returned a {type(encoder).__name__} without "
-            f"{', '.join(lacking)}; wrap a linen module in `jaxval.from_linen`, an NNX module"
+            f"{', '.join(missing)}; wrap a linen module in `jaxval.from_linen`, an NNX module"
             " in `jaxval.from_nnx`, or functions in `jaxval.FunctionEncoder`"
         )
     return encoder  # type: ignore[no-any-return]

@@ -127,7 +127,7 @@ def test_texts_longer_than_the_positions():
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"hidden_act": "laplace"}, "hidden_act 'laplace'"),
         ({"is_decoder": True}, "is_decoder True"),
-        ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size 10 is no multiple"),
+        ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size 10 is not a multiple"),
     ],
 )
 def test_configs_that_cannot_be_computed(entries, message):

@@ -82,9 +82,9 @@ def traced(function, *, passages=None):
     [
         (
             lambda params, ids, mask: params["w"][None, None] * ids[..., None],
-            r"\[2, 8, 4\].*is it pooled",
+            r"\[2, 8, 4\].*pool the token states",
         ),
-        (lambda params, ids, mask: (params["w"], mask), "gives a tuple, wanted one array"),
+        (lambda params, ids, mask: (params["w"], mask), "returned a tuple; return one array"),
         (
             lambda params, ids, mask: params["nothing"],
             r"raised KeyError: 'nothing'",
@@ -127,7 +127,7 @@ def test_towers_of_different_widths_cannot_be_compared():
     def narrow(params, ids, mask):
         return jnp.zeros((ids.shape[0], 4))
 
-    with pytest.raises(EncoderError, match="8 components and passages 4"):
+    with pytest.raises(EncoderError, match="8 components and those of passages 4"):
         factory.check(traced(wide, passages=narrow), "--encoder=x:y")
 
 

@@ -177,7 +177,7 @@ def configure(family, **entries):
         ("roberta", {"position_embedding_type": "relative_key"}, "by the roberta encoder"),
         ("distilbert", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds True"),
         ("distilbert", {"activation": "laplace"}, "activation 'laplace'"),
-        ("distilbert", {"dim": 10, "n_heads": 4}, "hidden_size 10 is no multiple"),
+        ("distilbert", {"dim": 10, "n_heads": 4}, "hidden_size 10 is not a multiple"),
         ("mpnet", {"relative_attention_num_buckets": 64}, "num_buckets 64"),
         ("t5", {"feed_forward_proj": "gated-laplace"}, "feed_forward_proj 'gated-laplace'"),
         ("llama", {"hidden_act": "laplace"}, "hidden_act 'laplace'"),
@@ -186,9 +186,13 @@ def configure(family, **entries):
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn'"),
         ("qwen3", {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ("llama", {"num_attention_heads": 6, "hidden_size": 8}, "hidden_size 8 is no multiple"),
+        (
+            "llama",
+            {"num_attention_heads": 6, "hidden_size": 8},
+            "hidden_size 8 is not a multiple",
+        ),
         ("mistral", {"num_key_value_heads": 5}, "num_key_value_heads 5"),
-        ("llama", {"head_dim": 5}, "the width of a head 5"),
+        ("llama", {"head_dim": 5}, "head_dim 5 is not a multiple"),
     ],
 )
 def test_configs_that_cannot_be_computed(family, entries, message):
@@ -203,7 +207,11 @@ def test_configs_that_cannot_be_computed(family, entries, message):
         ("roberta", {"max_position_embeddings": 514}, "512 positions"),
         ("mpnet", {"max_position_embeddings": 514, "pad_token_id": 0}, "512 positions"),
         ("t5", {"n_positions": 512}, "None"),
-        ("mistral", {}, "4096 positions in its sliding window, which cannot slide here"),
+        (
+            "mistral",
+            {},
+            "4096 positions in its sliding window, and longer texts are unsupported",
+        ),
         ("mistral", {"sliding_window": None}, "131072 positions"),
         ("mistral", {"sliding_window": 99, "max_position_embeddings": 64}, "64 positions"),
         ("qwen2", {"sliding_window": 64}, "32768 positions"),
@@ -211,7 +219,7 @@ def test_configs_that_cannot_be_computed(family, entries, message):
         (
             "qwen3",
             {"use_sliding_window": True, "sliding_window": 64},
-            "64 positions in its sliding window, which cannot slide here",
+            "64 positions in its sliding window, and longer texts are unsupported",
         ),
         (
             "qwen2",

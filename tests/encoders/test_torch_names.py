@@ -58,7 +58,7 @@ def test_missing_weights_are_named():
     state = torch_state(tiny())
     with pytest.raises(EncoderError, match=r"lack encoder.layer.1.*and 13 more"):
         from_torch(state, tiny(num_hidden_layers=2))
-    with pytest.raises(EncoderError, match=r"hold 0 arrays named embeddings.word"):
+    with pytest.raises(EncoderError, match=r"contain 0 arrays named embeddings.word"):
         from_torch({}, tiny())
 
 
