@@ -2,7 +2,7 @@
 
 --encoder=examples.nnx_encoder:factory --tokenizer=FOLDER
 
-The checkpoints hold nnx.state(model), or a pure dictionary of it, anywhere in their tree.
+The checkpoints contain nnx.state(model), or a pure dictionary of it, anywhere in their tree.
 """
 
 from flax import nnx

@@ -104,7 +104,7 @@ def from_nnx(
     Its parameter tree is the module's nnx.Param variables as a pure dictionary. Texts are
     encoded by a copy in evaluation mode (`eval()`), so Dropout is off; the module that is
     passed does not change, and its parameters are not kept in memory. RNG streams of the
-    module are no parameters: one that draws random numbers while it encodes is an error.
+    module are not parameters; a module that draws random numbers while it encodes fails.
 
     Args:
       module: a function without arguments that returns an nnx.Module, of which only the

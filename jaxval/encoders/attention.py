@@ -129,7 +129,7 @@ def fastest(device: jax.Device) -> Attend:
 def cudnn_unless_causal(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, **options: Any
 ) -> jax.Array:
-    """Computes causal attention by `plain`, and all other by `cudnn`."""
+    """Computes causal attention by `plain`, and other attention by `cudnn`."""
     attend = plain if options.get("causal") else cudnn
     return attend(query, key, value, mask, **options)
 

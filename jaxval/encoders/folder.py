@@ -416,17 +416,17 @@ def _safetensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    whole, index = (folder / name for name in _SAFETENSORS)
+    single, index = (folder / name for name in _SAFETENSORS)
     if index.exists():
         return [
             folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))
         ]
-    if not whole.exists():
+    if not single.exists():
         raise EncoderError(
             f"{folder}: has no model.safetensors and no flax_model.msgpack; save the model "
             "again with save_pretrained(..., safe_serialization=True)"
         )
-    return [whole]
+    return [single]
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ def test_a_tied_module():
     np.testing.assert_array_equal(encoder.encode_passages(ones(encoder), IDS, MASK), expected)
 
 
-def test_two_methods_expect_the_union_of_their_trees():
+def test_two_methods_have_the_union_of_their_trees():
     encoder = from_linen(Untied(), query_method="queries", passage_method="passages")
     tree = encoder.abstract_params()
     assert {name: sorted(leaves) for name, leaves in tree.items()} == {
@@ -69,12 +69,12 @@ def test_two_methods_expect_the_union_of_their_trees():
     np.testing.assert_array_equal(encoder.encode_passages(params, IDS, MASK)[0], [12, 12])
 
 
-def test_boxes_of_a_trainer_are_taken_off():
+def test_the_boxes_of_partitioned_parameters_are_removed():
     tree = from_linen(Boxed()).abstract_params()
     assert tree == from_linen(Tied()).abstract_params()
 
 
-def test_it_runs_under_pmap():
+def test_an_encoder_runs_under_pmap():
     encoder = from_linen(Tied())
     devices = jax.devices()[:1]
     encode = jax.pmap(encoder.encode_passages, in_axes=(None, 0, 0), devices=devices)
@@ -193,7 +193,7 @@ def test_the_constants_of_an_nnx_module_are_kept():
         ),
     ],
 )
-def test_what_from_nnx_cannot_restore_is_refused_with_a_remedy(module, message):
+def test_unsupported_nnx_modules_raise_an_error_with_a_remedy(module, message):
     with pytest.raises(EncoderError, match=message):
         from_nnx(module)
 

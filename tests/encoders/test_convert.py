@@ -29,7 +29,7 @@ def converted(tmp_path_factory):
     return directory, run
 
 
-def test_it_restores_to_the_same_arrays(converted):
+def test_a_converted_checkpoint_restores_to_the_same_arrays(converted):
     directory, run = converted
     assert run.returncode == 0, run.stderr
     params, _ = folder.load_weights(folder.read(str(GOLDENS)))
@@ -39,7 +39,7 @@ def test_it_restores_to_the_same_arrays(converted):
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
-def test_what_a_flax_model_saved_is_converted_too(tmp_path):
+def test_weights_of_a_flax_model_are_converted(tmp_path):
     params, _ = folder.load_weights(folder.read(str(GOLDENS)))
     model = Path(shutil.copytree(GOLDENS, tmp_path / "model"))
     (model / "model.safetensors").unlink()
@@ -53,7 +53,7 @@ def test_what_a_flax_model_saved_is_converted_too(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, {"params": params})
 
 
-def test_it_says_in_one_line_what_it_wrote(converted):
+def test_the_output_is_one_line(converted):
     directory, run = converted
     assert run.stdout.count("\n") == 1
     assert run.stdout.startswith(f"wrote {directory / '7'}: 39 leaves, 20,944 param")
@@ -61,7 +61,7 @@ def test_it_says_in_one_line_what_it_wrote(converted):
     assert run.stderr == ""
 
 
-def test_a_whole_t5_leaves_its_decoder_out_and_gives_the_same_vectors(tmp_path):
+def test_the_decoder_of_t5_is_left_out(tmp_path):
     model = Path(shutil.copytree(GOLDENS.parent / "t5", tmp_path / "model"))
     state = load_file(model / "model.safetensors")
     state |= {f"decoder.block.{number}.x": np.zeros(1) for number in range(9)}
@@ -75,7 +75,7 @@ def test_a_whole_t5_leaves_its_decoder_out_and_gives_the_same_vectors(tmp_path):
     np.testing.assert_allclose(vectors, golden["vectors"], atol=1e-5)
 
 
-def test_it_leaves_what_a_trainer_is_writing(tmp_path):
+def test_unfinished_checkpoints_of_a_trainer_are_not_touched(tmp_path):
     unfinished = tmp_path / "3.orbax-checkpoint-tmp"
     unfinished.mkdir()
     assert convert(f"--model={GOLDENS}", f"--checkpoint_dir={tmp_path}").returncode == 0
@@ -91,7 +91,7 @@ def test_it_leaves_what_a_trainer_is_writing(tmp_path):
         ("/not/there", "8", "no such folder"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(converted, model, step, message):
+def test_bad_input_exits_with_status_2_and_one_line(converted, model, step, message):
     run = convert(f"--model={model}", f"--checkpoint_dir={converted[0]}", f"--step={step}")
     assert run.returncode == 2
     assert run.stderr.startswith("jaxval: ")

@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_factory_is_found_in_the_working_directory(here):
+def test_a_factory_is_imported_from_the_working_directory(here):
     assert load_factory("plug_in:good").abstract_params() == {}
 
 
@@ -60,14 +60,14 @@ def test_a_factory_is_found_in_the_working_directory(here):
         ("plug_in:incomplete", "without encode_queries, encode_passages, abstract_params"),
     ],
 )
-def test_each_fault_is_one_line_with_a_remedy(here, spec, message):
+def test_errors_have_one_line_with_a_remedy(here, spec, message):
     with pytest.raises(EncoderError, match="`encoder=") as caught:
         load_factory(spec)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_instead_of_a_module_is_told_the_spelling():
+def test_the_error_for_a_file_shows_the_name_of_its_module():
     with pytest.raises(EncoderError, match=r"name the module, as in retriever:factory"):
         factory.load_factory("/code/retriever.py:factory")
 
@@ -78,7 +78,7 @@ def traced(function, *, passages=None):
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         (
             lambda params, ids, mask: params["w"][None, None] * ids[..., None],
@@ -91,8 +91,8 @@ def traced(function, *, passages=None):
         ),
     ],
 )
-def test_what_an_encoder_gives_is_checked_before_anything_is_encoded(function, said):
-    with pytest.raises(EncoderError, match=said):
+def test_check_rejects_functions_that_do_not_return_vectors(function, message):
+    with pytest.raises(EncoderError, match=message):
         factory.check(traced(function), "--encoder=x:y")
 
 
@@ -100,7 +100,7 @@ def pools(states):
     return states["pooled"]
 
 
-def test_the_users_own_part_of_the_traceback_is_its_note():
+def test_the_note_of_an_error_shows_only_the_users_code():
     with pytest.raises(EncoderError) as caught:
         factory.check(traced(lambda params, ids, mask: pools(params)), "--encoder=x:y")
     (note,) = caught.value.__notes__
@@ -111,7 +111,7 @@ def test_the_users_own_part_of_the_traceback_is_its_note():
     assert "\n" not in str(caught.value)
 
 
-def test_a_syntax_error_is_shown_where_it_stands(here):
+def test_the_note_of_a_syntax_error_shows_its_line(here):
     with pytest.raises(EncoderError) as caught:
         load_factory("broken:good")
     assert "install it" not in str(caught.value)
@@ -120,7 +120,7 @@ def test_a_syntax_error_is_shown_where_it_stands(here):
     assert "    def f(:" in note
 
 
-def test_towers_of_different_widths_cannot_be_compared():
+def test_check_rejects_towers_with_different_widths():
     def wide(params, ids, mask):
         return jnp.zeros((ids.shape[0], 8))
 
@@ -146,15 +146,15 @@ class Normed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "said"),
+    ("module", "message"),
     [
         (Flagged(), "'train'; jaxval passes only ids and mask: .* `jaxval.FunctionEncoder`"),
         (Normed(True), "passes only the collection `params`.*not support .*batch_stats"),
         (Normed(False), "passes only the collection `params`.*not support .*batch_stats"),
     ],
 )
-def test_what_from_linen_does_not_pass_is_said_with_the_remedy(module, said):
-    with pytest.raises(EncoderError, match=said):
+def test_errors_due_to_limits_of_from_linen_have_a_remedy(module, message):
+    with pytest.raises(EncoderError, match=message):
         factory.check(from_linen(module), "--encoder=x:y")
 
 
