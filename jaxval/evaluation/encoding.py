@@ -22,7 +22,7 @@ from jaxval.config import Evaluation, Model
 from jaxval.corpus import readers, tokenizer
 from jaxval.corpus.token_store import Recipe
 from jaxval.corpus.tokenizer import Tokenizer
-from jaxval.encoders import adapter, folder
+from jaxval.encoders import factory, folder
 from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.entries import Limit
 from jaxval.encoders.folder import ModelFolder
@@ -172,9 +172,9 @@ def _from_code(model: Model) -> _Source:
         identity: dict[str, Any] = {"encoder": type(encoder).__name__}
     else:
         spec = model.factory or ""
-        encoder, name = adapter.load_factory(spec), f"`encoder={spec}`"
-        identity = {"encoder": spec, "source": adapter.source_digest(spec)}
-    adapter.check(encoder, name)
+        encoder, name = factory.load_factory(spec), f"`encoder={spec}`"
+        identity = {"encoder": spec, "source": factory.source_digest(spec)}
+    factory.check(encoder, name)
     leaves = flatten(encoder.abstract_params())
     shapes = {show(path): leaf.shape for path, leaf in leaves.items()}
     return _Source(lambda attend: encoder, identity | {"shapes": digest(shapes)})
@@ -260,7 +260,7 @@ def read_base(name: str, abstract_params: Params) -> Restored:
     Raises:
       JaxvalError: The parameters cannot be read, or are not the encoder's.
     """
-    if (checkpoint := restore.standing(name)) is not None:
+    if (checkpoint := restore.find_checkpoint(name)) is not None:
         return restore.read(checkpoint, abstract_params)
     try:
         described = folder.read(name, weights=True)
