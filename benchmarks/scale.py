@@ -1,12 +1,12 @@
-"""Time and memory as the corpus grows; the model is next to nothing.
+"""Measures time and memory as the corpus grows, with a model that costs almost nothing.
 
     python -m benchmarks.scale [--small]
 
-Corpora of synthetic token ids, of MS MARCO's lengths, are stored, and then validated with an
-encoder of one table look-up and a sum, so that it is the pipeline that is measured: reading
-batches, sending them, fetching vectors, searching. Storing and validating run in a process of
-their own for each size. Memory is the process's own (anonymous) memory at its peak, sampled:
-pages of mapped files are the kernel's, which takes them back when it needs them.
+It writes token stores of synthetic ids with the lengths of MS MARCO, and evaluates an encoder
+of one table look-up and a sum on them. So it measures the pipeline: reading batches, sending
+them to the devices, fetching vectors, searching. Each size and each part runs in a new process.
+Memory is the sampled peak of the process's anonymous memory. Pages of mapped files do not
+count, because the kernel can reclaim them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ QUERIES, DEPTH, DIM = 1_000, 100, 32
 VOCABULARY = 30_000
 BATCH_TOKENS = 65_536
 CHUNK_FLOATS = (1 << 25) // 768 * DIM
-"""As many passages a chunk as with vectors of BERT-base's width."""
+"""A chunk has as many passages as with vectors of BERT-base's width."""
 
 
 class Memory:
-    """The peak of this process's anonymous memory while it is a context.
+    """Samples the anonymous memory of this process inside its context.
 
     Attributes:
-      peak: in bytes.
+      peak: The highest sample, in bytes.
     """
 
     def __init__(self) -> None:
@@ -61,14 +61,14 @@ class Memory:
 
 
 def anonymous() -> int:
-    """Bytes of this process's memory that no file backs."""
+    """Returns the anonymous memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
     return 1024 * int(line.split()[1])
 
 
 def texts(count: int, seed: int) -> Iterator[Any]:
-    """Passages of token ids, made as they are asked for."""
+    """Yields passages of random token ids."""
     import numpy as np
 
     from jaxval.records import Text
@@ -84,7 +84,7 @@ def texts(count: int, seed: int) -> Iterator[Any]:
 
 
 def tokenizer() -> Any:
-    """One that only puts special tokens around ids."""
+    """Returns a tokenizer that only adds special tokens to ids."""
     import tokenizers
 
     from jaxval.corpus.tokenizer import Tokenizer
@@ -94,7 +94,7 @@ def tokenizer() -> Any:
 
 
 def stored(root: Path, count: int, seed: int) -> Any:
-    """A token store of that many texts."""
+    """Builds or opens a token store of random texts."""
     from jaxval.corpus.token_store import Recipe, open_or_build
 
     recipe = Recipe("{text}", "", 256)
@@ -109,7 +109,7 @@ def stored(root: Path, count: int, seed: int) -> Any:
     )
 
 
-def plan(corpus: Any, queries: Any) -> Any:
+def make_plan(corpus: Any, queries: Any) -> Any:
     """Returns an EvalPlan over these stores, whose encoder sums rows of a table."""
     import jax
     import jax.numpy as jnp
@@ -144,8 +144,8 @@ def plan(corpus: Any, queries: Any) -> Any:
     )
 
 
-def validated(made: Any) -> dict[str, float]:
-    """Seconds of a validation, by stage and in all."""
+def evaluated(plan: Any) -> dict[str, float]:
+    """Evaluates random parameters; returns the seconds of each stage and in total."""
     import numpy as np
 
     from jaxval.checkpoints.restore import Restored
@@ -154,13 +154,13 @@ def validated(made: Any) -> dict[str, float]:
     table = np.random.default_rng(0).standard_normal((VOCABULARY, DIM), np.float32)
     start = time.perf_counter()
     restored = Restored({"table": table}, "params")
-    (result,) = validate("step 1", restored, made, ["synthetic"], Silent)
+    (result,) = validate("step 1", restored, plan, ["synthetic"], Silent)
     seconds = time.perf_counter() - start
     return {"in all": seconds, **result.seconds}
 
 
 def store(root: Path, count: int) -> dict[str, Any]:
-    """Tokens to disk, in this process."""
+    """Builds a token store in this process."""
     with Memory() as memory:
         start = time.perf_counter()
         corpus = stored(root, count, seed=1)
@@ -175,12 +175,12 @@ def store(root: Path, count: int) -> dict[str, Any]:
 
 
 def validate_all(root: Path, count: int) -> dict[str, Any]:
-    """Validations over the store, in this process: one to compile, and one that counts."""
+    """Evaluates twice in this process: the first compiles, the second is measured."""
     devices.apply("cpu", root / "compiled")
-    made = plan(stored(root, count, seed=1), stored(root, QUERIES, seed=2))
-    validated(made)
+    plan = make_plan(stored(root, count, seed=1), stored(root, QUERIES, seed=2))
+    evaluated(plan)
     with Memory() as memory:
-        stages = validated(made)
+        stages = evaluated(plan)
     rate = count / (stages["passages"] + stages["search"])
     return {"seconds": stages, "peak_bytes": memory.peak, "passages_a_second": rate}
 
@@ -189,7 +189,7 @@ PARTS = {"store": store, "validate": validate_all}
 
 
 def measure(size: int) -> dict[str, Any]:
-    """One size, each part in a process of its own."""
+    """Measures one size, each part in a new process."""
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as root:
         for part in PARTS:
@@ -212,23 +212,25 @@ def show(results: list[dict[str, Any]]) -> str:
     headers += ["passages/s", "MiB", "padding"]
     rows = [
         [
-            f"{each['passages']:,}",
-            f"{each['store_seconds']:.1f}",
-            f"{each['store_peak_bytes'] / 2**20:.0f}",
-            f"{each['seconds']['in all']:.2f}",
-            f"{1e6 * each['seconds']['in all'] / each['passages']:.1f}",
-            f"{each['passages_a_second']:,.0f}",
-            f"{each['peak_bytes'] / 2**20:.0f}",
-            f"{100 * each['padding']:.1f}%",
+            f"{result['passages']:,}",
+            f"{result['store_seconds']:.1f}",
+            f"{result['store_peak_bytes'] / 2**20:.0f}",
+            f"{result['seconds']['in all']:.2f}",
+            f"{1e6 * result['seconds']['in all'] / result['passages']:.1f}",
+            f"{result['passages_a_second']:,.0f}",
+            f"{result['peak_bytes'] / 2**20:.0f}",
+            f"{100 * result['padding']:.1f}%",
         ]
-        for each in results
+        for result in results
     ]
     return report.table(headers, rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--small", action="store_true", help="see whether it runs")
+    parser.add_argument(
+        "--small", action="store_true", help="run only the two smallest sizes and write nothing"
+    )
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

@@ -1,8 +1,8 @@
-"""Two functions of a parameter tree, and no library of modules at all.
+"""Two functions of a parameter tree, without a library of modules.
 
 --encoder=examples.bare_functions:factory --tokenizer=FOLDER
 
-The checkpoints hold a tree of the names and shapes below, wherever in their own.
+The checkpoints contain a tree with the names and shapes below, anywhere in their tree.
 """
 
 import jax

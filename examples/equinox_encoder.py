@@ -1,8 +1,8 @@
-"""An Equinox module, partitioned into its arrays and the rest.
+"""An Equinox module, partitioned into its arrays and everything else.
 
 --encoder=examples.equinox_encoder:factory --tokenizer=FOLDER
 
-The checkpoints hold eqx.filter(model, eqx.is_array), wherever in their tree.
+The checkpoints contain eqx.filter(model, eqx.is_array), anywhere in their tree.
 """
 
 import equinox as eqx
@@ -16,9 +16,9 @@ class Retriever(eqx.Module):
     dense: eqx.nn.Linear
 
     def __init__(self, key, vocabulary=30522, width=128):
-        one, other = jax.random.split(key)
-        self.words = eqx.nn.Embedding(vocabulary, width, key=one)
-        self.dense = eqx.nn.Linear(width, width, key=other)
+        words_key, dense_key = jax.random.split(key)
+        self.words = eqx.nn.Embedding(vocabulary, width, key=words_key)
+        self.dense = eqx.nn.Linear(width, width, key=dense_key)
 
     def __call__(self, ids, mask):
         states = jax.vmap(self.words)(ids) * mask[:, None]

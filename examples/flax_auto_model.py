@@ -1,9 +1,9 @@
-"""Any FlaxAutoModel of transformers 4, which transformers 5 no longer has.
+"""Any FlaxAutoModel of transformers 4; transformers 5 does not have them.
 
 MODEL=FOLDER python -m jaxval.main --encoder=examples.flax_auto_model:factory ...
 
-The checkpoints hold the model's params wherever in their tree. For families that
---model=FOLDER knows, that is shorter and needs no transformers 4.
+The checkpoints contain the model's params, anywhere in their tree. Families that
+--model=FOLDER supports need neither a factory nor transformers 4.
 """
 
 import os
@@ -19,6 +19,6 @@ def factory():
 
     def encode(params, ids, mask):
         states = model(ids, mask.astype("int32"), params=params).last_hidden_state
-        return states[:, 0]  # of [CLS]; for a mean over the mask, do as in nnx_encoder.py
+        return states[:, 0]  # [CLS]; nnx_encoder.py shows a mean over the mask
 
     return FunctionEncoder(encode, encode, shapes=lambda: model.params_shape_tree)

@@ -1,8 +1,8 @@
-"""A linen module whose towers differ in their heads alone.
+"""A linen module whose towers differ only in their heads.
 
 --encoder=examples.linen_encoder:factory --tokenizer=FOLDER
 
-The checkpoints hold its parameters wherever in their tree: TrainState.params will do.
+The checkpoints contain its parameters, anywhere in their tree, e.g. as TrainState.params.
 """
 
 import flax.linen as nn

@@ -1,13 +1,13 @@
-"""An NNX module, split into its graph and its parameters.
+"""An NNX module with dropout.
 
 --encoder=examples.nnx_encoder:factory --tokenizer=FOLDER
 
-The checkpoints hold nnx.state(model), or a pure dictionary of it, wherever in their tree.
+The checkpoints contain nnx.state(model), or a pure dictionary of it, anywhere in their tree.
 """
 
 from flax import nnx
 
-from jaxval.encoders.adapter import FunctionEncoder
+from jaxval.encoders.adapter import from_nnx
 
 
 class Retriever(nnx.Module):
@@ -22,11 +22,4 @@ class Retriever(nnx.Module):
 
 
 def factory():
-    model = nnx.eval_shape(lambda: Retriever(nnx.Rngs(0)))
-    model.eval()  # without dropout, so that the generators' state is never used
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def encode(params, ids, mask):
-        return nnx.merge(graph, params, rest)(ids, mask)
-
-    return FunctionEncoder(encode, encode, shapes=lambda: nnx.to_pure_dict(params))
+    return from_nnx(lambda: Retriever(nnx.Rngs(0)))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxval.api import validate as validate
     from jaxval.encoders.adapter import FunctionEncoder as FunctionEncoder
     from jaxval.encoders.adapter import from_linen as from_linen
+    from jaxval.encoders.adapter import from_nnx as from_nnx
     from jaxval.errors import JaxvalError as JaxvalError
     from jaxval.errors import UserError as UserError
     from jaxval.records import Encoder as Encoder
@@ -33,6 +34,7 @@ _HOMES = {
     "Signals": "jaxval.signals",
     "UserError": "jaxval.errors",
     "from_linen": "jaxval.encoders.adapter",
+    "from_nnx": "jaxval.encoders.adapter",
     "load_params": "jaxval.api",
     "open_run": "jaxval.results.saved_run",
     "validate": "jaxval.api",

@@ -199,7 +199,7 @@ def _read(
 def _result(result: SetResult, checkpoint: Checkpoint | None) -> Result:
     return Result(
         dataset=result.eval_set.name,
-        measures={name: float(values.mean()) for name, values in result.per_query.items()},
+        measures=result.measures,
         intervals=compare(result.per_query, None).intervals,
         step=checkpoint.step if checkpoint else None,
         checkpoint=str(checkpoint.path) if checkpoint else "",

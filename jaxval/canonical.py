@@ -11,16 +11,17 @@ from typing import Any
 
 
 def canonical(value: Any) -> Any:
-    """Returns a value as JSON can hold it.
+    """Returns a value in a form that JSON can hold.
 
     A dataclass becomes a dictionary of the fields that differ from their default. So a new
-    field with a default changes nothing for those who do not set it.
+    field with a default changes no canonical form that exists. A new default of an existing
+    field does: the same form then means another value.
 
     Args:
-      value: a dataclass, a mapping, a sequence, a set, a path, or what JSON holds as it is.
+      value: A dataclass, mapping, sequence, set, path, string, number, bool or None.
 
     Raises:
-      TypeError: the value has another type, whose text might differ from run to run.
+      TypeError: The value has another type. Its text might differ from run to run.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {

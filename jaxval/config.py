@@ -1,7 +1,7 @@
 """The settings of a run: frozen records with their defaults, checked when they are made.
 
-A default is written here and nowhere else: the flags of the same names take theirs from
-these records. Errors name a setting in backticks.
+Flags take their defaults from these records. Errors name a setting in backticks, by the name
+of its flag.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ class Watching:
     Attributes:
       checkpoint_dir: The trainer's directory, which is only read. May be the URL of an
         object store.
-      pin_dir: The directory of the hard links that keep checkpoints readable.
+      pin_dir: The directory of the hard links that keep a checkpoint readable after the
+        trainer has deleted it.
       poll_interval: How often to list `checkpoint_dir`, in seconds.
       idle_timeout: Seconds without a new checkpoint after which the run ends. None waits
         forever.
       max_validations: Number of validated checkpoints after which the run ends. None sets
         no limit.
       order: `all` validates every checkpoint in step order. `newest` validates the newest
-        first, and the others when there is time. `latest` skips those before the newest.
-      pin_limit: The limits on pinned checkpoints.
+        first, and the others when there is time. `latest` validates the newest only.
+      pin_limit: Maximum number and size of pinned checkpoints.
       host_checkpoints: Maximum number of restored checkpoints in host memory.
       retry_failed: Whether to validate again what failed in earlier runs.
     """
@@ -80,13 +81,15 @@ class Model:
       factory: `package.module:name` of a function that returns the encoder.
       encoder: The encoder itself.
       tokenizer: The tokenizer's folder or hub name. None takes the one in `folder`.
-      params_paths: The subtrees of the checkpoint to take, where several would fit.
+      params_paths: The subtrees of the checkpoint that hold the parameters.
       dtype: The dtype of the computation, `float32` or `bfloat16`.
       pooling: Overrides the folder's pooling. None keeps it.
       normalize: Overrides whether the folder's vectors are normalized. None keeps it.
       dim: Number of components to keep of each vector. None keeps all.
-      base_params: The checkpoint or model folder that the checkpoints hold adapters of.
-      lora_alpha: Adapters are scaled by alpha / rank.
+      base_params: The checkpoint or model folder with the base parameters, if the
+        checkpoints hold LoRA adapters alone. None if they hold all parameters.
+      lora_alpha: The alpha of the adapters, which are scaled by alpha / rank. None without
+        adapters.
     """
 
     folder: str | None = None
@@ -145,7 +148,8 @@ class Texts:
       query_prefix: Text before each query. None takes the model folder's prompt.
       passage_max_len: Maximum number of tokens of a passage, including special tokens. None
         takes the model folder's, or 256.
-      query_max_len: The same of a query. None takes the model folder's, or 64.
+      query_max_len: Maximum number of tokens of a query, including special tokens. None
+        takes the model folder's, or 64.
       token_dir: The directory of tokenized texts. None keeps none.
     """
 
@@ -218,14 +222,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Output:
-    """What a run writes beside its ledger.
+    """What a run writes.
 
     Attributes:
-      directory: The directory that all is written to.
+      directory: The directory for all output.
       write_run: `trec` or `msmarco` writes run files in that format. None writes none.
       patience: Number of validations without a significant gain after which the trainer is
         told to stop. None never tells it.
-      keep_best: Number of best checkpoints whose parameters are exported.
+      keep_best: Number of best checkpoints whose encoder parameters are exported.
     """
 
     directory: Path
@@ -240,8 +244,8 @@ class Config:
 
     Attributes:
       watching: Which checkpoints to validate, and when to end.
-      evaluation: How each is evaluated.
-      output: What is written.
+      evaluation: How each checkpoint is evaluated.
+      output: What the run writes.
     """
 
     watching: Watching

@@ -1,26 +1,30 @@
-"""What can go wrong, as one short tree. Each message says what, where and the remedy.
+"""The errors of jaxval. A message says what happened, where, and what to do.
 
 JaxvalError
-├── UserError              the settings or the data: ends the run with status 2
-│   ├── DataError          a file: names path and line
+├── UserError              wrong settings or data: ends a run with status 2
+│   ├── DataError          a file of a validation set: names path and line
 │   ├── EncoderError       the model folder or the `encoder` factory
-│   └── MismatchError      a checkpoint whose tree does not fit the encoder
-└── CheckpointError        one checkpoint: recorded, and the loop goes on
-    ├── UnreadableError    the file system keeps failing: tried again at the next start
-    ├── VanishedError      it was deleted or replaced while it was read
-    ├── CorruptError       it is there and cannot be read as it should
-    └── NonFiniteError     its parameters hold NaN or infinity
+│   └── MismatchError      a checkpoint's parameters do not fit the encoder
+└── CheckpointError        one checkpoint: recorded, and the run goes on
+    ├── UnreadableError    the file system keeps failing: tried again in the next run
+    ├── VanishedError      deleted or replaced while it was read
+    ├── CorruptError       it exists and cannot be read
+    └── NonFiniteError     its parameters contain NaN or infinity
 """
 
 
 class JaxvalError(Exception):
-    """The root. Its text is complete: an app prints it as it is, without a traceback."""
+    """Base class. An app prints the message without a traceback.
+
+    Attributes:
+      status: The exit status of an app that the error ends.
+    """
 
     status = 1
 
 
 class UserError(JaxvalError):
-    """The user's settings or data are at fault; the same call will fail again."""
+    """The settings or the data are wrong. The same call would fail again."""
 
     status = 2
 
@@ -30,23 +34,31 @@ class DataError(UserError):
 
 
 class EncoderError(UserError):
-    """The encoder cannot be built from what the flags name."""
+    """The encoder cannot be built from the settings."""
 
 
 class MismatchError(UserError):
-    """A checkpoint's tree does not fit the encoder's."""
+    """A checkpoint's parameters do not fit the encoder.
+
+    Attributes:
+      reason: What the ledger records.
+    """
 
     reason = "mismatch"
 
 
 class CheckpointError(JaxvalError):
-    """One checkpoint cannot be validated; the next may."""
+    """A checkpoint cannot be validated. Others may be.
+
+    Attributes:
+      reason: What the ledger records.
+    """
 
     reason = "failed"
 
 
 class UnreadableError(CheckpointError):
-    """The file system kept failing; nothing is known of the checkpoint itself."""
+    """The file system kept failing, which says nothing about the checkpoint."""
 
     reason = "unreadable"
 
@@ -58,12 +70,12 @@ class VanishedError(CheckpointError):
 
 
 class CorruptError(CheckpointError):
-    """The checkpoint is there and cannot be read as it should."""
+    """The checkpoint exists and cannot be read."""
 
     reason = "corrupt"
 
 
 class NonFiniteError(CheckpointError):
-    """The checkpoint's parameters hold NaN or infinity."""
+    """The checkpoint's parameters contain NaN or infinity."""
 
     reason = "non-finite"

@@ -32,7 +32,7 @@ def main(flags: Values) -> int:
         config.evaluation, comparison, lambda: devices.open_devices(flags.devices), progress
     )
     fidelity_report.write(folder, report)
-    print(fidelity_report.table(report))
+    fidelity_report.print_table(report)
     print(f"report       {folder / 'fidelity.json'}")
     print(f"picture      {folder / 'fidelity.png'}, .svg", flush=True)
     return 1 if report["left_out"] else 0

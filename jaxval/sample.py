@@ -35,9 +35,10 @@ def main(flags: Values) -> int:
 def _open_ranker(flags: Values, output_dir: Path) -> Ranker:
     from jaxval.sampling import dense  # it imports JAX
 
+    watching = settings.watching(flags)
     return dense.open_ranker(
         settings.evaluation(flags),
-        settings.watching(flags).checkpoint_dir,
+        watching.checkpoint_dir,
         flags.dense_step,
         output_dir,
         lambda: devices.open_devices(flags.devices),

@@ -7,8 +7,8 @@
         'numpy<2' 'scipy<1.13' tensorstore==0.1.52
     python scripts/make_fixtures.py orbax_0_4_8 tests/checkpoints/fixtures
 
-each in an environment of its own. What is there is replaced. Each directory becomes an
-archive, since metadata take most of the room and shrink to nothing.
+Run each command in a separate environment. Existing files are replaced. Each directory is
+written as an archive, because most of its size is metadata, which compress well.
 """
 
 import os
@@ -35,25 +35,25 @@ STEP = 3
 
 
 class TiedParams(PyTreeNode):
-    """As in Tevatron's tevax/training.py."""
+    """The record of the same name in Tevatron's tevax/training.py."""
 
     params: Any
 
 
 class DualParams(PyTreeNode):
-    """As there: a list of the query's and the passage's."""
+    """The record of the same name there: a list of the query's and the passage's parameters."""
 
     params: Any
 
 
 def train_state(params: Any) -> TrainState:
-    """Where `params` need not be a dictionary, as TrainState.create wants today."""
+    """A train state whose `params` need not be a dictionary, as TrainState.create requires."""
     tx = optax.adamw(1e-3)
     return TrainState(step=STEP, apply_fn=None, params=params, tx=tx, opt_state=tx.init(params))
 
 
 def flax_bert(root: Path) -> None:
-    """FlaxBertModel in a TrainState, in TiedParams and in DualParams, and its vectors."""
+    """Writes FlaxBertModel in TrainState, TiedParams and DualParams, and its vectors."""
     from transformers import BertConfig, FlaxBertModel
 
     config = BertConfig(
@@ -86,7 +86,7 @@ def flax_bert(root: Path) -> None:
 
 
 def counted() -> Any:
-    """The tree of tests/checkpoints/writer.py, over eight devices."""
+    """Returns the tree of tests/checkpoints/writer.py, sharded over eight devices."""
     tree = {
         "dense": {"bias": jnp.full((16,), 1.0), "kernel": jnp.full((16, 16), 2.0)},
         "embed": {"embedding": jnp.full((64, 16), 3.0)},
@@ -97,7 +97,7 @@ def counted() -> Any:
 
 
 def orbax_0_4_8(root: Path) -> None:
-    """What that version wrote: with a manager, bare, without OCDBT, and through flax."""
+    """Writes the tree with a manager, bare, without OCDBT, and through flax."""
     state = TrainState.create(apply_fn=None, params=counted(), tx=optax.adam(1e-3))
     items = {"model": state.params, "optimizer": state.opt_state}
     kinds = {name: ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()) for name in items}

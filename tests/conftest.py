@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FOUR}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests start the apps more than a hundred times: 0.4 s less each with bytecode files.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import itertools
 import json

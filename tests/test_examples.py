@@ -1,4 +1,4 @@
-"""Each of examples/ as its reader would use it: checkpoints as its library writes them."""
+"""The examples, used as a reader would, with checkpoints that their own libraries write."""
 
 import importlib
 from pathlib import Path
@@ -13,7 +13,7 @@ import transformers
 
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import restore
-from jaxval.encoders import adapter
+from jaxval.encoders import factory
 from jaxval.evaluation.encode import place
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -22,7 +22,7 @@ MASK = IDS > 0
 
 
 def linen_encoder(example):
-    """What its trainer saves, and what its own module gives: queries, passages."""
+    """Returns what a trainer saves, and the vectors of queries and passages."""
     model = example.Retriever()
     params = model.init(jax.random.key(1), IDS, MASK, method="queries")["params"]
     heads = model.init(jax.random.key(2), IDS, MASK, method="passages")["params"]
@@ -79,13 +79,13 @@ SAVED = [
 
 
 @pytest.mark.parametrize("saved", SAVED)
-def test_what_its_own_trainer_saved_is_encoded_as_its_own_module_would(
+def test_an_example_restores_its_checkpoint_and_encodes_as_its_module_does(
     saved, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MODEL", str(FLAX_BERT))
     name = f"examples.{saved.__name__}"
-    encoder = adapter.load_factory(f"{name}:factory")
-    adapter.check(encoder, name)
+    encoder = factory.load_factory(f"{name}:factory")
+    factory.check(encoder, name)
     params, queries, passages = saved(importlib.import_module(name))
     with ocp.CheckpointManager(tmp_path) as manager:
         state = {"model": params, "opt_state": optax.adam(1e-3).init(params), "step": 3}
@@ -95,17 +95,17 @@ def test_what_its_own_trainer_saved_is_encoded_as_its_own_module_would(
     assert restored.found_at == "default/model"
     placed = place(restored.params, jax.devices()[:2])
     both = encoder.encode_queries, encoder.encode_passages
-    found = [encode(placed, IDS, MASK) for encode in both]
-    np.testing.assert_allclose(found, [queries, passages], rtol=1e-5, atol=1e-6)
+    vectors = [encode(placed, IDS, MASK) for encode in both]
+    np.testing.assert_allclose(vectors, [queries, passages], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_it_is_short_and_says_its_flag(path):
+def test_an_example_is_short_and_shows_its_flag(path):
     text = path.read_text()
     assert text.count("\n") < 40
     assert f"--encoder=examples.{path.stem}:factory" in text
 
 
-def test_each_is_tested():
+def test_every_example_is_tested():
     tested = {getattr(saved, "values", (saved,))[0].__name__ for saved in SAVED}
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")}

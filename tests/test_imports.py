@@ -1,4 +1,4 @@
-"""The rooms stand above each other; who imports upwards fails here."""
+"""Modules import only from layers below, and importing a command does not import JAX."""
 
 import ast
 import subprocess
@@ -11,7 +11,8 @@ import jaxval
 
 PACKAGE = Path(jaxval.__file__).parent
 
-# From below to above: a room may import those of lower layers.
+# From the lowest layer to the highest. A module imports only from lower layers, or from its
+# own package.
 LAYERS = (
     ("records", "errors", "atomic", "canonical", "signals"),
     ("config",),
@@ -21,82 +22,87 @@ LAYERS = (
     ("cli",),
     ("main", "convert", "sample", "fidelity", "demo"),
 )
-# And these of its own layer.
-ARROWS = {("signals", "atomic")}
+# Exceptions within a layer.
+WITHIN_LAYER = {("signals", "atomic")}
 
-APPS = LAYERS[-1]
-# Rooms that few may know.
-KNOWN_TO = {
-    "cli": APPS,
-    "config": ("evaluation", "api", "run", "sampling", "check", "cli", *APPS),
+DOORS = ("main", "convert", "sample", "fidelity")
+# Packages that only some may import.
+IMPORTED_BY = {
+    "cli": DOORS,
+    "config": ("evaluation", "api", "run", "sampling", "check", "cli", *DOORS),
 }
+DOOR_LINES = 60
 
 MODULES = [
     path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path != PACKAGE / "__init__.py"  # it is no room; see below
+    if path != PACKAGE / "__init__.py"  # it imports public names when they are first used
 ]
 
 
-def room_of(path):
+def package_of(path):
+    """The name of a module's package within jaxval, or of the module itself."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(source):
-    """The rooms that a module imports, wherever in it and whenever, with the line."""
+def imports(source):
+    """Yields the names that a module imports, anywhere in it, with their lines."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute here"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == "jaxval" and rest:
-                yield rest.partition(".")[0], node.lineno
+            assert node.level == 0, f"line {node.lineno}: write an absolute import"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def layer(room):
-    found = [number for number, rooms in enumerate(LAYERS) if room in rooms]
-    assert len(found) == 1, f"{room} stands in no layer: say in LAYERS which is its own"
-    return found[0]
+def imported_packages(source):
+    """Yields the packages of jaxval that a module imports, with the lines."""
+    for name, line in imports(source):
+        top, _, rest = name.partition(".")
+        if top == "jaxval" and rest:
+            yield rest.partition(".")[0], line
 
 
-def allowed(room, other):
-    if other == room:
+def layer(package):
+    layers = [number for number, packages in enumerate(LAYERS) if package in packages]
+    assert len(layers) == 1, f"add {package} to one of LAYERS"
+    return layers[0]
+
+
+def may_import(package, other):
+    if other == package:
         return True
-    if room not in KNOWN_TO.get(other, (room,)):
+    if package not in IMPORTED_BY.get(other, (package,)):
         return False
-    return layer(other) < layer(room) or (room, other) in ARROWS
+    return layer(other) < layer(package) or (package, other) in WITHIN_LAYER
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_arrow_goes_the_wrong_way(path):
-    room = room_of(path)
-    layer(room)  # also of those that import nothing
+def test_module_imports_only_from_lower_layers(path):
+    package = package_of(path)
+    layer(package)  # fails if the package is in no layer, also if it imports nothing
     wrong = [
-        f"{path}:{line}: {room} may not import {other}"
-        for other, line in imported(path.read_text())
-        if not allowed(room, other)
+        f"{path}:{line}: {package} may not import {other}"
+        for other, line in imported_packages(path.read_text())
+        if not may_import(package, other)
     ]
     assert wrong == []
 
 
-def test_the_rules_by_hand():
-    assert allowed("run", "evaluation")
-    assert allowed("evaluation", "corpus")
-    assert allowed("main", "cli")
-    assert not allowed("corpus", "evaluation")
-    assert not allowed("metrics", "checkpoints")
-    assert not allowed("evaluation", "results")
-    assert not allowed("results", "config")
-    assert not allowed("run", "cli")
-    assert not allowed("records", "errors")
+def test_examples_of_the_rules():
+    assert may_import("run", "evaluation")
+    assert may_import("evaluation", "corpus")
+    assert may_import("main", "cli")
+    assert not may_import("corpus", "evaluation")
+    assert not may_import("metrics", "checkpoints")
+    assert not may_import("evaluation", "results")
+    assert not may_import("results", "config")
+    assert not may_import("run", "cli")
+    assert not may_import("demo", "cli")
+    assert not may_import("records", "errors")
 
 
-def test_imports_are_found_in_every_spelling():
+def test_imports_of_every_form_are_found():
     source = """
 import jaxval.run.session, os
 from jaxval import atomic as whole, config
@@ -106,29 +112,39 @@ if TYPE_CHECKING:
 def late():
     import jaxval.results.ledger
 """
-    found = sorted(room for room, _ in imported(source))
-    assert found == ["atomic", "config", "corpus", "records", "results", "run"]
-    assert {"corpus", "records"} <= {
-        room for room, _ in imported((PACKAGE / "evaluation" / "encode.py").read_text())
-    }
+    packages = sorted(package for package, _ in imported_packages(source))
+    assert packages == ["atomic", "config", "corpus", "records", "results", "run"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_flags_are_defined_in_cli_and_the_demo_alone(path):
+    of_absl = [name for name, _ in imports(path.read_text()) if name.startswith("absl")]
+    assert of_absl == [] or package_of(path) in ("cli", "demo")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_door_is_a_page_with_one_function_for_the_console_script(door):
+    source = (PACKAGE / f"{door}.py").read_text()
+    assert len(source.splitlines()) <= DOOR_LINES
+    functions = {node.name: node for node in ast.parse(source).body if hasattr(node, "args")}
+    assert ast.unparse(functions["app"].args) == ""
+    assert 'if __name__ == "__main__":\n    app()\n' in source
 
 
 SLOW = ("jax", "jaxlib", "flax", "orbax", "transformers", "faiss")
 
 
 @pytest.mark.parametrize(
-    "module",
+    "modules",
     [
         "jaxval.checkpoints.watcher",
-        "jaxval.cli.flags",
-        "jaxval.main",
-        "jaxval.sample",
-        "jaxval.fidelity",
-        "jaxval.cli.devices",
+        "jaxval.main, jaxval.sample, jaxval.fidelity, jaxval.convert",
     ],
 )
-def test_jax_is_not_imported_before_the_watcher_runs(module):
-    script = f"import sys, {module}; print(*(name for name in {SLOW!r} if name in sys.modules))"
+def test_jax_is_not_imported_before_the_watcher_runs(modules):
+    script = (
+        f"import sys, {modules}; print(*(name for name in {SLOW!r} if name in sys.modules))"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -47,11 +47,13 @@ def test_every_imported_module_is_declared(distributions):
     extras = [line for extra in RUNTIME_EXTRAS for line in EXTRAS[extra]]
     declared = names(PROJECT["dependencies"] + extras)
     assert {"jax", "faiss", "optax"} <= distributions.keys()
-    assert not [module for module, dists in distributions.items() if not dists & declared]
+    undeclared = {module for module, dists in distributions.items() if not dists & declared}
+    assert not undeclared
 
 
 def test_every_base_dependency_is_imported(distributions):
-    assert not names(PROJECT["dependencies"]) - set().union(*distributions.values())
+    unused = names(PROJECT["dependencies"]).difference(*distributions.values())
+    assert not unused
 
 
 def test_requirements_txt_is_the_cuda_extra_with_the_base_dependencies():

@@ -28,7 +28,7 @@ _ENOUGH = 16  # queries, and passages: with fewer, chance alone makes a good ran
 
 @dataclass(frozen=True)
 class StorePart:
-    """Some texts of a token store, in its widths. They are numbered from 0.
+    """Some texts of a token store, in its widths. Their rows count from 0.
 
     Attributes:
       store: The token store.
@@ -61,7 +61,7 @@ class StorePart:
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """[count] int64, from 0 to count - 1."""
+        """[count] int64, the rows from 0 to count - 1."""
         return np.arange(self.count)
 
     @property

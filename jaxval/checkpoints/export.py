@@ -1,7 +1,7 @@
-"""The best checkpoints, kept: their encoder's parameters alone, as Orbax checkpoints.
+"""Exports of the best checkpoints: the encoder's parameters as Orbax checkpoints.
 
-BEST/<commit_ns>_<name> is what StandardCheckpointer restores on any topology; BEST/best is a
-link to the best of them.
+DIRECTORY/<commit_ns>_<name> can be restored by StandardCheckpointer on any topology.
+DIRECTORY/best is a symbolic link to the best export.
 """
 
 from __future__ import annotations
@@ -18,29 +18,38 @@ _POINTER = "best"
 
 
 def export_name(checkpoint: Checkpoint) -> str:
-    """Its own, also where a step was saved again: then the worse one has the same step."""
+    """Returns the name of a checkpoint's export, which differs if a step is saved again."""
     return f"{checkpoint.commit_ns}_{checkpoint.name}"
 
 
 class BestCheckpoints:
-    """The exports in one directory, which belongs to jaxval alone."""
+    """The exports in one directory, which only jaxval writes to.
+
+    Args:
+      directory: where the exports are; created by the first export.
+    """
 
     def __init__(self, directory: Path):
         self._directory = directory
 
     def export(self, checkpoint: Checkpoint, params: Params) -> None:
-        """Writes a checkpoint's parameters; what a killed run wrote of it is replaced.
+        """Writes a checkpoint's parameters, replacing an earlier export of it.
 
         Args:
-          checkpoint: gives the name, by `export_name`.
-          params: the encoder's tree, in host memory; saved as {"params": tree}.
+          checkpoint: the checkpoint; the export is named by `export_name`.
+          params: the encoder's tree in host memory; it is saved as {"params": tree}.
         """
         with ocp.StandardCheckpointer() as checkpointer:
             target = (self._directory / export_name(checkpoint)).absolute()
             checkpointer.save(target, {"params": params}, force=True)
 
     def keep(self, names: Collection[str], best: str) -> None:
-        """Points to the best export, then removes those that are not named."""
+        """Links the best export, then removes all exports that are not to be kept.
+
+        Args:
+          names: the exports to keep.
+          best: the export that the link points to; if it does not exist, the link stays.
+        """
         if (self._directory / best).is_dir():
             link = self._directory / f".{_POINTER}.new"
             link.unlink(missing_ok=True)

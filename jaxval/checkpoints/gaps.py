@@ -1,4 +1,4 @@
-"""Which steps came and went while nobody looked, by the steps around them."""
+"""Steps that were saved and deleted while no jaxval was running, inferred from other steps."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Collection
 
 
 def unseen(known: Collection[int], following: int) -> list[int]:
-    """Steps that must have been saved between the last known one and `following`.
+    """Returns the steps that must have been saved between the last known one and `following`.
 
-    A trainer that saved every n steps until then went on doing so: n is the most common
-    distance of the known steps. If that does not lead to `following`, nothing is claimed.
+    The trainer is assumed to save at a regular interval, the most common one between the
+    known steps. The result is empty if no interval occurs twice, or if `following` is not a
+    multiple of it away from the last known step.
 
     Args:
-      known: steps seen before nobody looked.
-      following: the first step seen after.
+      known: the steps seen before the gap.
+      following: the first step seen after the gap.
     """
     steps = sorted(set(known))
-    distances = collections.Counter(b - a for a, b in itertools.pairwise(steps))
-    if not distances or following <= steps[-1]:
+    intervals = collections.Counter(b - a for a, b in itertools.pairwise(steps))
+    if not intervals or following <= steps[-1]:
         return []
-    (distance, times), *_ = distances.most_common(1)
-    if times < 2 or (following - steps[-1]) % distance:
+    (interval, times), *_ = intervals.most_common(1)
+    if times < 2 or (following - steps[-1]) % interval:
         return []
-    return list(range(steps[-1] + distance, following, distance))
+    return list(range(steps[-1] + interval, following, interval))

@@ -1,7 +1,7 @@
-"""What a checkpoint consists of, and how each kind of it is read: Orbax trees and msgpack.
+"""The items of a checkpoint, which are Orbax trees or one msgpack file, and how to read them.
 
-The saved topology plays no part: every wanted leaf is asked for as a NumPy array, every
-other leaf with a placeholder, so its bytes are not read.
+The saved topology does not matter: wanted leaves are restored as NumPy arrays, and all other
+leaves are replaced by placeholders, so their bytes are not read.
 """
 
 from __future__ import annotations
@@ -27,29 +27,32 @@ class Item(Protocol):
 
     @property
     def shapes(self) -> Shapes:
-        """Its leaves' shapes."""
+        """The shape of each leaf."""
         ...
 
     def read(self, dtypes: Mapping[KeyPath, Any]) -> dict[KeyPath, np.ndarray]:
-        """Some of its leaves, each in the dtype that is asked for."""
+        """Reads the leaves at the given paths, each in the given dtype."""
         ...
 
 
-def items(root: epath.Path) -> dict[str, Item]:
-    """The items of a checkpoint by name, '' being itself.
+def open_items(root: epath.Path) -> dict[str, Item]:
+    """Returns the items of a checkpoint by name; '' is the checkpoint's own directory.
 
     Raises:
-      CorruptError: there is none.
+      CorruptError: the checkpoint contains no tree.
     """
     if root.is_file():
         return {"": LoadedItem(_msgpack(root))}
     if not is_tree(root):
-        raise CorruptError(f"no {_TREE} in it or in its items: not an Orbax tree")
+        raise CorruptError(
+            f"it contains no Orbax tree (no {_TREE} in it or in its items); save the parameters"
+            " with StandardSave or PyTreeSave"
+        )
     return {name: OrbaxItem(root / name, _metadata(root / name)) for name in _names(root)}
 
 
 def is_tree(root: epath.Path) -> bool:
-    """Whether there is anything to read there."""
+    """Returns whether `root` is a file or contains an Orbax tree."""
     return root.is_file() or bool(_names(root))
 
 
@@ -60,33 +63,38 @@ def _names(root: epath.Path) -> list[str]:
     )
 
 
-def shapes(found: Mapping[str, Item]) -> Shapes:
-    """The leaves' shapes of all items, their names in front."""
+def shapes(items: Mapping[str, Item]) -> Shapes:
+    """Returns the shapes of all leaves, by paths that begin with the item's name."""
     return {
         (*_parts(name), *path): shape
-        for name, item in found.items()
+        for name, item in items.items()
         for path, shape in item.shapes.items()
     }
 
 
-def read(found: Mapping[str, Item], dtypes: Mapping[KeyPath, Any]) -> dict[KeyPath, np.ndarray]:
-    """Leaves of several items, by paths that begin with the item's name."""
+def read(items: Mapping[str, Item], dtypes: Mapping[KeyPath, Any]) -> dict[KeyPath, np.ndarray]:
+    """Reads leaves of several items, by paths that begin with the item's name.
+
+    Args:
+      items: by name.
+      dtypes: the dtype of each leaf to read, by path.
+    """
     leaves: dict[KeyPath, np.ndarray] = {}
-    for name, item in found.items():
-        asked = {
+    for name, item in items.items():
+        wanted = {
             path: dtype
             for path, dtype in below(_parts(name), dtypes).items()
-            if name or path[0] not in found
+            if name or path[0] not in items
         }
-        if asked:
-            got = item.read(asked)
-            leaves |= {(*_parts(name), *path): leaf for path, leaf in got.items()}
+        if wanted:
+            values = item.read(wanted)
+            leaves |= {(*_parts(name), *path): leaf for path, leaf in values.items()}
     return leaves
 
 
-def read_from(found: Mapping[str, Item], paths: Mapping[KeyPath, Any]) -> frozenset[str]:
-    """The items in which these leaves stand."""
-    return frozenset(path[0] if path[0] in found else "" for path in paths)
+def read_from(items: Mapping[str, Item], paths: Mapping[KeyPath, Any]) -> frozenset[str]:
+    """Returns the names of the items that contain the leaves at these paths."""
+    return frozenset(path[0] if path[0] in items else "" for path in paths)
 
 
 def _parts(name: str) -> KeyPath:
@@ -95,26 +103,34 @@ def _parts(name: str) -> KeyPath:
 
 @dataclass(frozen=True)
 class OrbaxItem:
-    """A directory that Orbax wrote, and its tree of metadata."""
+    """A tree in a directory that Orbax wrote.
+
+    Attributes:
+      directory: where it is.
+      metadata: the tree of Orbax's array and scalar metadata.
+    """
 
     directory: epath.Path
     metadata: Any
 
     @property
     def shapes(self) -> Shapes:
-        """Its leaves' shapes."""
+        """The shape of each leaf."""
         return {
             path: tuple(getattr(leaf, "shape", None) or ())
             for path, leaf in flatten(self.metadata).items()
         }
 
     def read(self, dtypes: Mapping[KeyPath, Any]) -> dict[KeyPath, np.ndarray]:
-        """Some of its leaves, each in the dtype that is asked for."""
+        """Reads the leaves at the given paths, each in the given dtype."""
         leaves = flatten(self.metadata)
         structure = jax.tree.structure(self.metadata)
+        specs = [_spec(path, leaves, dtypes) for path in leaves]
         arguments = ocp.args.PyTreeRestore(
-            item=jax.tree.unflatten(structure, [_spec(at, leaves, dtypes) for at in leaves]),
-            restore_args=jax.tree.unflatten(structure, [_how(at, dtypes) for at in leaves]),
+            item=jax.tree.unflatten(structure, specs),
+            restore_args=jax.tree.unflatten(
+                structure, [_restore_args(path, dtypes) for path in leaves]
+            ),
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.restore(self.directory, args=arguments)
@@ -127,9 +143,9 @@ def _spec(path: KeyPath, leaves: Mapping[KeyPath, Any], dtypes: Mapping[KeyPath,
     return jax.ShapeDtypeStruct(leaves[path].shape, dtypes[path])
 
 
-def _how(path: KeyPath, dtypes: Mapping[KeyPath, Any]) -> ocp.RestoreArgs:
-    # Where old Orbax put some leaves into one file, placeholders are ignored and all are read:
-    # also what is not wanted must not be asked for in the sharding in which it was saved.
+def _restore_args(path: KeyPath, dtypes: Mapping[KeyPath, Any]) -> ocp.RestoreArgs:
+    # Old Orbax stored some leaves together in one file. Reading it ignores placeholders, so
+    # even a leaf that is not wanted must not be restored with the sharding that it had.
     return ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtypes.get(path))
 
 
@@ -143,17 +159,21 @@ def _metadata(directory: epath.Path) -> Any:
 
 @dataclass(frozen=True)
 class LoadedItem:
-    """A tree that is in memory already."""
+    """A tree of arrays in memory.
+
+    Attributes:
+      tree: nested dictionaries of arrays.
+    """
 
     tree: Any
 
     @property
     def shapes(self) -> Shapes:
-        """Its leaves' shapes."""
+        """The shape of each leaf."""
         return {path: np.shape(leaf) for path, leaf in flatten(self.tree).items()}
 
     def read(self, dtypes: Mapping[KeyPath, Any]) -> dict[KeyPath, np.ndarray]:
-        """Some of its leaves, each in the dtype that is asked for."""
+        """Returns the leaves at the given paths, each in the given dtype."""
         leaves = flatten(self.tree)
         return {
             path: np.asarray(leaves[path]).astype(dtype, copy=False)
@@ -162,11 +182,11 @@ class LoadedItem:
 
 
 def _msgpack(path: epath.Path) -> Any:
-    """What flax.training.checkpoints wrote before it used Orbax: one file, read whole."""
+    """Reads the one file that flax.training.checkpoints wrote before it used Orbax."""
     content = path.read_bytes()
     try:
         return flax.serialization.msgpack_restore(content)
     except MemoryError:
         raise
-    except Exception as error:  # msgpack, NumPy and flax have each their own
+    except Exception as error:  # msgpack, NumPy and flax raise different types
         raise CorruptError(f"it cannot be read as msgpack: {error}") from error

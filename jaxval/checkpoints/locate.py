@@ -13,16 +13,19 @@ import numpy as np
 
 from jaxval.checkpoints import stacks
 from jaxval.checkpoints.stacks import Source
-from jaxval.checkpoints.towers import PASSAGE, QUERY, TIED, choose, moments, nodes, spread
+from jaxval.checkpoints.towers import PASSAGE, QUERY, TIED, choose, is_moment, nodes, spread
 from jaxval.checkpoints.trees import KeyPath, Shapes, below, flatten, parse, resolve, show
 from jaxval.errors import CorruptError, MismatchError
 from jaxval.records import Params, ParamsPaths
 
 Leaves = Mapping[KeyPath, np.ndarray]
-"""What was read, by its path in the checkpoint."""
+"""The arrays that were read, by their path in the checkpoint."""
+
+Chosen = Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]]
+"""Tower -> the subtree chosen for it, and where each leaf of the encoder is in it."""
 
 AUTO = ParamsPaths()
-"""No path is named: all is found by structure."""
+"""No path is given: the parameters are found by structure alone."""
 
 _LISTED = 5
 _SETTINGS = {
@@ -34,14 +37,15 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What to read of a checkpoint, and what to make of it.
+    """Which leaves of a checkpoint to read, and how to build the encoder's tree from them.
 
     Attributes:
-      reads: the leaves to read, by path in the checkpoint, and the dtype of each.
-      build: makes the encoder's tree of them; {"query": tree, "passage": tree} if `untied`.
-      found_at: where they stand, e.g. `default/params`.
-      untied: whether each tower has a tree of its own.
-      remarks: what a person should know of how they were found.
+      reads: the dtype of each leaf to read, by its path in the checkpoint.
+      build: builds the encoder's tree from the leaves; {"query": tree, "passage": tree} if
+        `untied`.
+      found_at: the subtree that contains the parameters, e.g. `default/params`.
+      untied: whether each tower has its own parameters.
+      remarks: notes for the user on how the parameters were found.
     """
 
     reads: Mapping[KeyPath, Any]
@@ -51,28 +55,28 @@ class Plan:
     remarks: tuple[str, ...] = ()
 
 
-def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = AUTO) -> Plan:
-    """Finds the subtree of a checkpoint that has every leaf of the encoder in its shape.
+def plan(abstract_params: Params, shapes: Shapes, paths: ParamsPaths = AUTO) -> Plan:
+    """Finds the subtree of a checkpoint that has all leaves of the encoder, by their shapes.
 
     Args:
       abstract_params: the encoder's tree of jax.ShapeDtypeStruct.
-      found: shapes by path, as the checkpoint has them.
-      asked: the subtrees that the user names.
+      shapes: the shape of each leaf of the checkpoint, by path.
+      paths: the subtrees that the user names.
 
     Raises:
-      MismatchError: no subtree fits; or several do, and cannot be told apart; or one has
-        more layers than the encoder, and is not asked for.
+      MismatchError: no subtree fits; or several fit, and their names do not tell which to
+        take; or the subtree has more layers than the encoder, and the user did not name it.
     """
-    wanted = flatten(abstract_params)
-    shapes = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
-    require_asked(found, asked)
-    chosen = choose(_fitting(shapes, found), found, asked) or choose(
-        _fitting(shapes, found, wrapped=True), found, asked
+    specs = flatten(abstract_params)
+    wanted = {path: tuple(spec.shape) for path, spec in specs.items()}
+    require_named(shapes, paths)
+    chosen = choose(_fitting(wanted, shapes), shapes, paths) or choose(
+        _fitting(wanted, shapes, wrapped=True), shapes, paths
     )
-    _require(chosen, shapes, found, asked)
-    shallow = _shallow(chosen, found, asked)
+    _require(chosen, wanted, shapes, paths)
+    shallow = _shallow(chosen, shapes, paths)
     reads = {
-        source.path: wanted[path].dtype
+        source.path: specs[path].dtype
         for _, sources in chosen.values()
         for path, source in sources.items()
     }
@@ -85,21 +89,24 @@ def plan(abstract_params: Params, found: Shapes, asked: ParamsPaths = AUTO) -> P
             }
         )
 
-    remarks = (*shallow, *_unstacked(chosen), *_left_out(chosen, found))
-    return Plan(reads, build, place(chosen), TIED not in chosen, remarks)
+    remarks = (*shallow, *_unstacked(chosen), *_left_out(chosen, shapes))
+    return Plan(reads, build, describe(chosen), TIED not in chosen, remarks)
 
 
-def place(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
-    """Where they stand, in words."""
+def describe(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
+    """Returns the path of the chosen subtree, or of both with their towers."""
     if TIED in chosen:
         return show(chosen[TIED][0])
     return f"{show(chosen[QUERY][0])} (queries), {show(chosen[PASSAGE][0])} (passages)"
 
 
 def _fitting(
-    wanted: Shapes, found: Shapes, *, wrapped: bool = False
+    wanted: Shapes, shapes: Shapes, *, wrapped: bool = False
 ) -> Callable[[KeyPath], dict[KeyPath, Source] | None]:
-    """What tells of each node where the wanted leaves stand below it, or that they do not."""
+    """Returns a function from a node to the sources of the wanted leaves below it.
+
+    The function returns None if a wanted leaf is missing.
+    """
     groups = stacks.groups(wanted)
     numbered = {
         path
@@ -107,32 +114,32 @@ def _fitting(
         for layer in range(group.count)
         for path in group.paths(layer).values()
     }
-    lone = wanted.keys() - numbered
-    children = _children(found)
+    unnumbered = wanted.keys() - numbered
+    children = _children(shapes)
 
-    def stands(path: KeyPath, prefix: KeyPath) -> bool:
-        return found.get(resolve((*prefix, *path), found)) == wanted[path]
+    def is_below(prefix: KeyPath, path: KeyPath) -> bool:
+        return shapes.get(resolve((*prefix, *path), shapes)) == wanted[path]
 
     def fit(prefix: KeyPath) -> dict[KeyPath, Source] | None:
-        if not all(stands(path, prefix) for path in lone):
+        if not all(is_below(prefix, path) for path in unnumbered):
             return None
         sources = {
-            path: Source(resolve((*prefix, *path), found))
+            path: Source(resolve((*prefix, *path), shapes))
             for path in wanted
-            if stands(path, prefix)
+            if is_below(prefix, path)
         }
         for group in groups:
             if not sources.keys() >= set(group.paths(0).values()):
-                sources |= stacks.unstack(group, prefix, found, children, wrapped=wrapped)
+                sources |= stacks.unstack(group, prefix, shapes, children, wrapped=wrapped)
         return sources if wanted.keys() <= sources.keys() else None
 
     return fit
 
 
-def _children(found: Shapes) -> Mapping[KeyPath, Sequence[str]]:
-    """The names below each node."""
+def _children(shapes: Shapes) -> Mapping[KeyPath, Sequence[str]]:
+    """Returns the names directly below each node."""
     names: dict[KeyPath, dict[str, None]] = defaultdict(dict)
-    for path in found:
+    for path in shapes:
         for depth, key in enumerate(path):
             names[path[:depth]][key] = None
     return {node: tuple(below) for node, below in names.items()}
@@ -141,18 +148,24 @@ def _children(found: Shapes) -> Mapping[KeyPath, Sequence[str]]:
 def _assembled(
     abstract_params: Params, sources: Mapping[KeyPath, Source], leaves: Leaves
 ) -> Params:
-    """A tower's tree, each leaf checked: a lost one must not pass as its own spec."""
+    """Returns the tree of one tower.
+
+    Raises:
+      CorruptError: a leaf is missing or has another shape. In place of a missing leaf, Orbax
+        returns the spec with which it was requested.
+    """
     ordered = []
     for path, spec in flatten(abstract_params).items():
         array = leaves.get(sources[path].path)
         leaf = sources[path].take(array) if isinstance(array, np.ndarray) else None
         if leaf is None or leaf.shape != spec.shape:
-            raise CorruptError(f"{show(path)} could not be read whole")
+            raise CorruptError(f"{show(path)} could not be read completely")
         ordered.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(abstract_params), ordered)
 
 
-def _unstacked(chosen: Mapping[str, tuple[KeyPath, dict[KeyPath, Source]]]) -> list[str]:
+def _unstacked(chosen: Chosen) -> list[str]:
+    """Returns a remark for each axis along which layers are stacked."""
     axes = {
         source.axis
         for _, sources in chosen.values()
@@ -162,101 +175,99 @@ def _unstacked(chosen: Mapping[str, tuple[KeyPath, dict[KeyPath, Source]]]) -> l
     return [f"its layers are stacked along axis {axis}" for axis in sorted(axes)]
 
 
-def _left_out(
-    chosen: Mapping[str, tuple[KeyPath, dict[KeyPath, Source]]], found: Shapes
-) -> list[str]:
-    """What else there is, but for moments and counters: heads, a pooler, an average."""
-    taken = {source.path for _, sources in chosen.values() for source in sources.values()}
-    inner = {path[:length] for path in taken for length in range(len(path) + 1)}
+def _left_out(chosen: Chosen, shapes: Shapes) -> list[str]:
+    """Returns a remark on what is not read, such as heads, poolers and averaged parameters.
+
+    It does not mention optimizer states and scalars.
+    """
+    read = {source.path for _, sources in chosen.values() for source in sources.values()}
+    inner = {path[:length] for path in read for length in range(len(path) + 1)}
     outer = {
         path[: next(i for i in range(len(path) + 1) if path[:i] not in inner)]
-        for path, shape in found.items()
-        if shape and path not in taken and not moments(path)
+        for path, shape in shapes.items()
+        if shape and path not in read and not is_moment(path)
     }
-    names = sorted(map(show, outer))
+    return [f"left out: {_listed(sorted(map(show, outer)))}"] if outer else []
+
+
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return [f"left out: {', '.join(names[:_LISTED])}{more}"] if names else []
+    return ", ".join(names[:_LISTED]) + more
 
 
-def require_asked(found: Shapes, asked: ParamsPaths) -> None:
-    """Raises MismatchError if a subtree that is named is not in the checkpoint."""
-    there = {path[:length] for path in found for length in range(len(path))} | {()}
-    named = {TIED: asked.tree, QUERY: asked.query, PASSAGE: asked.passage}
+def require_named(shapes: Shapes, paths: ParamsPaths) -> None:
+    """Raises MismatchError if a subtree that the user names is not in the checkpoint."""
+    inner = {path[:length] for path in shapes for length in range(len(path))} | {()}
+    named = {TIED: paths.tree, QUERY: paths.query, PASSAGE: paths.passage}
     for tower, path in named.items():
-        if path is not None and parse(path) not in there:
+        if path is not None and parse(path) not in inner:
             raise MismatchError(
-                f"`{_SETTINGS[tower]}={path}` is not in it; {_alike(path, there)}"
+                f"`{_SETTINGS[tower]}={path}` is not in it; {_suggestion(path, inner)}"
             )
 
 
-def _alike(path: str, there: Collection[KeyPath]) -> str:
-    """The node that is spelled most like a path, rather one as deep as it."""
+def _suggestion(path: str, inner: Collection[KeyPath]) -> str:
+    """Returns the node that is spelled most like a path, preferring nodes of its depth."""
     depth = len(parse(path))
-    for names in ([show(n) for n in there if len(n) == depth], map(show, there)):
+    for names in ([show(n) for n in inner if len(n) == depth], map(show, inner)):
         if near := difflib.get_close_matches(path, names, n=1):
             return f"nearest: {near[0]}"
-    return f"at its root: {', '.join(sorted(show(node) for node in there if len(node) == 1))}"
+    return f"at its root: {', '.join(sorted(show(node) for node in inner if len(node) == 1))}"
 
 
 def _require(
-    chosen: Mapping[str, Any], wanted: Shapes, found: Shapes, asked: ParamsPaths
+    chosen: Mapping[str, Any], wanted: Shapes, shapes: Shapes, paths: ParamsPaths
 ) -> None:
-    """Raises MismatchError unless the subtrees are there that were asked for."""
-    named = {QUERY: asked.query, PASSAGE: asked.passage}
-    if asked.query is None or asked.passage is None:
-        named = {TIED: asked.tree}
+    """Raises MismatchError if no subtree is chosen, or not each that the user names."""
+    named = {QUERY: paths.query, PASSAGE: paths.passage}
+    if paths.query is None or paths.passage is None:
+        named = {TIED: paths.tree}
         if set(chosen) == {QUERY, PASSAGE}:
             return
     for tower, path in named.items():
         if tower not in chosen:
-            raise MismatchError(_explain(wanted, found, path))
+            raise MismatchError(_explain(wanted, shapes, path))
 
 
-def _shallow(
-    chosen: Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]],
-    found: Shapes,
-    asked: ParamsPaths,
-) -> list[str]:
-    """Names the layers that are left out beside others like them.
+def _shallow(chosen: Chosen, shapes: Shapes, paths: ParamsPaths) -> list[str]:
+    """Returns a remark on layers that are left out although layers like them are read.
 
     Raises:
-      MismatchError: there are some, and no path was named.
+      MismatchError: there are such layers, and the user names no path.
     """
     layers = [
         show(layer)
         for prefix, sources in chosen.values()
-        for layer in stacks.dropped(prefix, [one.path for one in sources.values()], found)
+        for layer in stacks.dropped(prefix, [s.path for s in sources.values()], shapes)
     ]
-    more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
-    listed = ", ".join(layers[:_LISTED]) + more
-    if layers and asked == AUTO:
+    if layers and paths == AUTO:
         raise MismatchError(
-            f"{listed} would be left out, and layers like them are taken: is the encoder too"
-            " shallow? Correct num_hidden_layers in `model`'s config.json, or `encoder`; or"
-            f" accept it by {_naming(chosen)}"
+            f"{_listed(layers)} would be left out, although layers like them are read: the"
+            " encoder may have too few layers. Correct num_hidden_layers in `model`'s"
+            f" config.json, or `encoder`; or accept it with {_settings(chosen)}"
         )
-    return [f"the encoder lacks layers like those it takes: {listed}"] if layers else []
+    return [f"the encoder lacks layers like those it reads: {_listed(layers)}"] * bool(layers)
 
 
-def _naming(chosen: Mapping[str, tuple[KeyPath, Any]]) -> str:
-    """The flags that ask for just what was found."""
+def _settings(chosen: Chosen) -> str:
+    """Returns the settings that name the chosen subtrees."""
     return " and ".join(
-        f"`{flag}={show(chosen[tower][0])}`"
-        for tower, flag in _SETTINGS.items()
+        f"`{setting}={show(chosen[tower][0])}`"
+        for tower, setting in _SETTINGS.items()
         if tower in chosen
     )
 
 
-def _explain(wanted: Shapes, found: Shapes, path: str | None) -> str:
-    """Names what is missing from the subtree that comes nearest, and what it has instead."""
-    prefix = _nearest(wanted, found) if path is None else parse(path)
-    there = below(prefix, found)
-    misfits = [p for p, shape in wanted.items() if there.get(resolve(p, there)) != shape]
-    faults = "; ".join(_fault(path, wanted[path], there) for path in misfits[:3])
+def _explain(wanted: Shapes, shapes: Shapes, path: str | None) -> str:
+    """Returns a message on the leaves that do not fit in a subtree, by default the nearest."""
+    prefix = _nearest(wanted, shapes) if path is None else parse(path)
+    subtree = below(prefix, shapes)
+    misfits = [p for p, shape in wanted.items() if subtree.get(resolve(p, subtree)) != shape]
+    faults = "; ".join(_fault(path, wanted[path], subtree) for path in misfits[:3])
     more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-    scanned = stacks.near({p: wanted[p] for p in misfits}, there)
+    scanned = stacks.near({p: wanted[p] for p in misfits}, subtree)
     return (
-        f"the encoder's parameters are not there: {len(misfits)} of {len(wanted)} leaves do not"
+        f"the encoder's parameters are not in it: {len(misfits)} of {len(wanted)} leaves do not"
         f" fit under {show(prefix)}: {faults}{more}."
         f" Check `model` or `encoder`, or name the subtree with `params_path`"
         + ", or give the scanned module itself as `encoder`"
@@ -264,21 +275,22 @@ def _explain(wanted: Shapes, found: Shapes, path: str | None) -> str:
     )
 
 
-def _nearest(wanted: Shapes, found: Shapes) -> KeyPath:
-    """The prefix under which most wanted paths exist; ties go to the shortest."""
-    votes = dict.fromkeys(nodes(found) or [()], 0)
-    for path in found:
+def _nearest(wanted: Shapes, shapes: Shapes) -> KeyPath:
+    """Returns the prefix below which most wanted paths exist; among equals, the shortest."""
+    votes = dict.fromkeys(nodes(shapes) or [()], 0)
+    for path in shapes:
         for length in range(len(path)):
             if path[:length] in votes:
                 votes[path[:length]] += path[length:] in wanted
     return min(votes, key=lambda prefix: (-votes[prefix], len(prefix), prefix))
 
 
-def _fault(path: KeyPath, shape: tuple[int, ...], there: Shapes) -> str:
-    has = there.get(resolve(path, there))
-    if has is not None:
-        return f"{show(path)} is {list(has)}, wanted {list(shape)}"
-    names = {show(other): other for other in there}
+def _fault(path: KeyPath, shape: tuple[int, ...], subtree: Shapes) -> str:
+    """Returns how a wanted leaf is missing from a subtree."""
+    actual = subtree.get(resolve(path, subtree))
+    if actual is not None:
+        return f"{show(path)} is {list(actual)}, expected {list(shape)}"
+    names = {show(other): other for other in subtree}
     close = difflib.get_close_matches(show(path), names, n=1, cutoff=0.3)
-    nearest = f" (nearest: {close[0]} {list(there[names[close[0]]])})" if close else ""
+    nearest = f" (nearest: {close[0]} {list(subtree[names[close[0]]])})" if close else ""
     return f"{show(path)} {list(shape)} is missing{nearest}"

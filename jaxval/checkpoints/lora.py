@@ -1,10 +1,11 @@
-"""Checkpoints that hold low-rank adapters alone, merged into the base they were trained on.
+"""Checkpoints that contain only low-rank adapters, which are merged into base parameters.
 
-As magix's `lora` item (github.com/luyug/magix, `lora.py`): below the path of each array that
-is adapted, [..., in, out], stand two of [..., in, rank] and [..., rank, out]; their product,
-times alpha / rank, is added to it. alpha is not saved. Two other orders are known by their
-shapes: PEFT's [rank, in] and [out, rank], as PyTorch keeps a layer, and lorax's [rank, out] and
-[in, rank]. Those of a square array are alike, so the other arrays of a set decide for it.
+The layout is that of magix's `lora` item (github.com/luyug/magix, `lora.py`). Below the path
+of each adapted array, [..., in, out], there are two factors, [..., in, rank] and
+[..., rank, out]. Their product times alpha / rank is added to the array. alpha is not saved.
+Two other layouts are recognized by their shapes: [rank, in] and [out, rank] of PEFT, which is
+PyTorch's, and [rank, out] and [in, rank] of lorax. For a square array these two have equal
+shapes, so the other arrays of the set decide.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxval.checkpoints.locate import AUTO, Leaves, Plan, place, require_asked
+from jaxval.checkpoints.locate import AUTO, Leaves, Plan, describe, require_named
 from jaxval.checkpoints.towers import TIED, choose, spread
 from jaxval.checkpoints.trees import KeyPath, Shapes, below, flatten, resolve, show
 from jaxval.errors import CorruptError, MismatchError
@@ -31,23 +32,23 @@ _NAMES = {
     "a": "b",  # lorax
     "A": "B",
 }
-"""What the two are called."""
+"""The name of the first factor -> that of the second."""
 
-_FLAX_ALONE = ("in_matrix", "lora_a")
-"""Whose writers keep them in Flax's order and no other."""
+_ONLY_FLAX = ("in_matrix", "lora_a")
+"""First factors that are only written in Flax's layout."""
 
 Layout = Literal["flax", "torch", "reversed"]
-"""In which order the two stand, by shape: [in, rank] and [rank, out]; [rank, in] and
-[out, rank]; [rank, out] and [in, rank]."""
+"""The shapes of the factors, in the order of their names: [in, rank] and [rank, out];
+[rank, in] and [out, rank]; [rank, out] and [in, rank]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """What adapters change.
+    """The parameters that adapters change.
 
     Attributes:
-      params: the encoder's tree, in host memory.
-      alpha: their product is scaled by alpha / rank.
+      params: the encoder's tree in host memory.
+      alpha: the product of an adapter's factors is scaled by alpha / rank.
     """
 
     params: Params
@@ -56,12 +57,13 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Where the two factors of one array's change stand.
+    """Where the two factors of one array's change are in a checkpoint.
 
     Attributes:
-      left: [..., in, rank]; [..., rank, in] if transposed.
-      right: [..., rank, out]; [..., out, rank] if transposed.
-      transposed: whether both are kept as PyTorch does.
+      left: the path of the factor [..., in, rank]; [..., rank, in] if transposed.
+      right: the path of the factor [..., rank, out]; [..., out, rank] if transposed.
+      rank: the rank of their product.
+      transposed: whether both are in PyTorch's layout.
     """
 
     left: KeyPath
@@ -71,34 +73,36 @@ class Adapter:
 
 
 Readings = Mapping[KeyPath, Mapping[Layout, Adapter]]
-"""The adapters of a subtree by the leaf they change, in each layout that fits them all."""
-
-Found = Mapping[str, tuple[KeyPath, Readings]]
-"""Tower -> the subtree in which its adapters stand, and these."""
+"""The adapters of a subtree by the leaf that they change, in each layout that fits them all."""
 
 
-def plan(base: Base, found: Shapes, asked: ParamsPaths = AUTO) -> Plan:
+def plan(base: Base, shapes: Shapes, paths: ParamsPaths = AUTO) -> Plan:
     """Finds the adapters of a checkpoint, to be merged into `base`.
 
+    Args:
+      base: the parameters that they change.
+      shapes: the shape of each leaf of the checkpoint, by path.
+      paths: the subtrees that the user names.
+
     Raises:
-      MismatchError: there are none for the encoder, or several sets of them, or they can
-        be read in two ways.
+      MismatchError: there are no adapters for the encoder, or several sets of them, or the
+        shapes do not tell their layout.
     """
-    require_asked(found, asked)
+    require_named(shapes, paths)
     wanted = flatten(base.params)
-    readings = find({path: leaf.shape for path, leaf in wanted.items()}, found, asked)
-    if len(readings) < (2 if asked.query else 1):
-        names = ", ".join(f"{one} and {other}" for one, other in _NAMES.items())
+    readings = find({path: leaf.shape for path, leaf in wanted.items()}, shapes, paths)
+    if len(readings) < (2 if paths.query else 1):
+        names = ", ".join(f"{first} and {second}" for first, second in _NAMES.items())
         raise MismatchError(
-            f"it holds no adapters ({names}) that fit the encoder's arrays: leave `base_params`"
-            " out, or name their subtree"
+            f"it contains no adapters ({names}) that fit the encoder's arrays: leave out"
+            " `base_params`, or name their subtree with `params_path`"
         )
     chosen = {
-        tower: (prefix, _settled(prefix, those, found))
-        for tower, (prefix, those) in readings.items()
+        tower: (prefix, _in_one_layout(prefix, adapters, shapes))
+        for tower, (prefix, adapters) in readings.items()
     }
     pairs = [pair for _, adapters in chosen.values() for pair in adapters.values()]
-    reads = dict.fromkeys([at for pair in pairs for at in (pair.left, pair.right)], np.float32)
+    factors = [path for pair in pairs for path in (pair.left, pair.right)]
 
     def build(leaves: Leaves) -> Params:
         return spread(
@@ -108,130 +112,155 @@ def plan(base: Base, found: Shapes, asked: ParamsPaths = AUTO) -> Plan:
     ranks = ", ".join(str(rank) for rank in sorted({pair.rank for pair in pairs}))
     adapted = len(next(iter(chosen.values()))[1])
     remark = f"adapters of rank {ranks}, merged into {adapted} of {len(wanted)} arrays"
-    return Plan(reads, build, place(chosen), TIED not in chosen, (remark,))
+    reads = dict.fromkeys(factors, np.float32)
+    return Plan(reads, build, describe(chosen), TIED not in chosen, (remark,))
 
 
-def find(wanted: Shapes, found: Shapes, asked: ParamsPaths = AUTO) -> Found:
-    """The adapters of a checkpoint.
+def find(
+    wanted: Shapes, shapes: Shapes, paths: ParamsPaths = AUTO
+) -> Mapping[str, tuple[KeyPath, Readings]]:
+    """Finds the adapters of a checkpoint.
+
+    Args:
+      wanted: the shape of each leaf of the encoder, by path.
+      shapes: the shape of each leaf of the checkpoint, by path.
+      paths: the subtrees that the user names.
+
+    Returns:
+      Tower -> the subtree that contains its adapters, and the adapters.
 
     Raises:
-      MismatchError: several subtrees hold adapters of the encoder.
+      MismatchError: several subtrees contain adapters for the encoder.
     """
-    factors = dict(_factors(found))
+    factors = dict(_factors(shapes))
 
     @cache
     def inside(prefix: KeyPath) -> Readings:
         pairs = {
-            _changed(owner, wanted): pair for owner, pair in below(prefix, factors).items()
+            _adapted(owner, wanted): pair for owner, pair in below(prefix, factors).items()
         }
         return _agreeing(
-            {leaf: _readings(wanted[leaf], pair, found) for leaf, pair in pairs.items() if leaf}
+            {
+                leaf: _readings(wanted[leaf], pair, shapes)
+                for leaf, pair in pairs.items()
+                if leaf
+            }
         )
 
     def fit(prefix: KeyPath) -> Readings | None:
         within = any(inside(prefix[:length]) for length in range(len(prefix)))
         return None if within else inside(prefix) or None
 
-    return choose(fit, factors, asked)
+    return choose(fit, factors, paths)
 
 
-def refuse(wanted: Shapes, found: Shapes) -> None:
-    """Raises MismatchError if a checkpoint holds adapters: whatever else it holds stands
-    still while the training goes on.
+def refuse(wanted: Shapes, shapes: Shapes) -> None:
+    """Raises MismatchError if a checkpoint contains adapters.
+
+    The other parameters in it do not change during training.
     """
-    if chosen := find(wanted, found):
+    if chosen := find(wanted, shapes):
         raise MismatchError(
-            f"it holds adapters, under {place(chosen)}: name what they change with"
-            " `base_params`, and `lora_alpha`; or `params_path`, to do without them"
+            f"it contains adapters, under {describe(chosen)}: name the parameters that they"
+            " change with `base_params`, and `lora_alpha`; or ignore them with `params_path`"
         )
 
 
-def _factors(found: Shapes) -> Iterator[tuple[KeyPath, tuple[KeyPath, KeyPath]]]:
-    """What has the two arrays of an adapter below it, and their paths."""
-    for path in found:
+def _factors(shapes: Shapes) -> Iterator[tuple[KeyPath, tuple[KeyPath, KeyPath]]]:
+    """Yields each node that contains the two factors of an adapter, and their paths."""
+    for path in shapes:
         owner, name = path[:-1], path[-1]
-        if name == "value" and owner:  # in a box
+        if name == "value" and owner:  # boxed
             owner, name = owner[:-1], owner[-1]
-        other = resolve((*owner, _NAMES.get(name, "")), found)
-        if other in found:
-            yield owner, (path, other)
+        second = resolve((*owner, _NAMES.get(name, "")), shapes)
+        if second in shapes:
+            yield owner, (path, second)
 
 
-def _changed(owner: KeyPath, wanted: Shapes) -> KeyPath:
-    """Which leaf its adapters change: itself, or a layer's kernel; empty if none."""
+def _adapted(owner: KeyPath, wanted: Shapes) -> KeyPath:
+    """Returns the leaf that an adapter below `owner` changes, or () if there is none.
+
+    It is the leaf at `owner`, or the kernel of that layer.
+    """
     layer = owner[:-1] if owner[-1:] == ("lora",) else owner  # nnx.LoRALinear
     return next((path for path in (owner, (*layer, "kernel")) if path in wanted), ())
 
 
 def _readings(
-    shape: tuple[int, ...], pair: tuple[KeyPath, KeyPath], found: Shapes
+    shape: tuple[int, ...], pair: tuple[KeyPath, KeyPath], shapes: Shapes
 ) -> dict[Layout, Adapter]:
-    """The layouts in which the product of the two has the leaf's shape."""
-    if len(shape) < 2 or min(len(found[path]) for path in pair) < 2:
+    """Returns the layouts in which the product of two factors has the leaf's shape."""
+    if len(shape) < 2 or min(len(shapes[path]) for path in pair) < 2:
         return {}
     (*outer, inputs, outputs), (first, second) = shape, pair
-    narrow, wide = found[first][-1], found[first][-2]  # its rank, whichever it is
-    shapes: dict[Layout, tuple[list[int], list[int]]] = {
-        "flax": ([inputs, narrow], [narrow, outputs]),
-        "torch": ([wide, inputs], [outputs, wide]),
-        "reversed": ([wide, outputs], [inputs, wide]),
+    before_last, last = shapes[first][-2:]  # one of them is the rank
+    factors: dict[Layout, tuple[list[int], list[int]]] = {
+        "flax": ([inputs, last], [last, outputs]),
+        "torch": ([before_last, inputs], [outputs, before_last]),
+        "reversed": ([before_last, outputs], [inputs, before_last]),
     }
     adapters: dict[Layout, Adapter] = {
-        "flax": Adapter(first, second, narrow),
-        "torch": Adapter(first, second, wide, transposed=True),
-        "reversed": Adapter(second, first, wide),
+        "flax": Adapter(first, second, last),
+        "torch": Adapter(first, second, before_last, transposed=True),
+        "reversed": Adapter(second, first, before_last),
     }
     return {
         layout: adapters[layout]
-        for layout, (one, other) in shapes.items()
-        if (layout == "flax" or not set(_FLAX_ALONE) & set(first[-2:]))
-        and (found[first], found[second]) == ((*outer, *one), (*outer, *other))
+        for layout, (one_shape, other_shape) in factors.items()
+        if (layout == "flax" or not set(_ONLY_FLAX) & set(first[-2:]))
+        and (shapes[first], shapes[second]) == ((*outer, *one_shape), (*outer, *other_shape))
     }
 
 
 def _agreeing(readings: Readings) -> Readings:
-    """A set has one layout: those alone that fit every pair of it; empty if none does."""
+    """Returns the layouts that fit all adapters of a set; empty if there is none."""
     common = set.intersection(*map(set, readings.values())) if readings else set()
     if not common:
         return {}
     return {
-        leaf: {layout: adapter for layout, adapter in each.items() if layout in common}
-        for leaf, each in readings.items()
+        leaf: {layout: adapter for layout, adapter in layouts.items() if layout in common}
+        for leaf, layouts in readings.items()
     }
 
 
-def _settled(prefix: KeyPath, readings: Readings, found: Shapes) -> dict[KeyPath, Adapter]:
-    """The adapters in the one layout that they have, Flax's if that may be it.
+def _in_one_layout(
+    prefix: KeyPath, readings: Readings, shapes: Shapes
+) -> dict[KeyPath, Adapter]:
+    """Returns the adapters in the layout that fits; if several do, in Flax's.
 
     Raises:
-      MismatchError: every array that they change is square, and the two are not in Flax's
-        order: whether their product is to be transposed cannot be told.
+      MismatchError: every adapted array is square, and Flax's layout does not fit. PEFT's and
+        lorax's then have equal shapes, but their products are each other's transpose.
     """
     layouts = next(iter(readings.values()))
     if len(layouts) > 1 and "flax" not in layouts:
         pair = layouts["torch"]
-        one, other = (f"{show(at)} {list(found[at])}" for at in (pair.left, pair.right))
+        first, second = (
+            f"{show(path)} {list(shapes[path])}" for path in (pair.left, pair.right)
+        )
         raise MismatchError(
-            f"the adapters under {show(prefix)} change square arrays alone: whether {one} and"
-            f" {other} are PEFT's ([rank, in] and [out, rank]) or lorax's ([rank, out] and"
-            " [in, rank]) cannot be told; save them as lora_a [in, rank] and lora_b [rank, out]"
+            f"the adapters under {show(prefix)} change only square arrays, so the shapes of"
+            f" {first} and {second} do not tell PEFT's layout ([rank, in] and [out, rank]) from"
+            " lorax's ([rank, out] and [in, rank]); save them as lora_a [in, rank] and lora_b"
+            " [rank, out]"
         )
     layout = "flax" if "flax" in layouts else next(iter(layouts))
-    return {leaf: each[layout] for leaf, each in readings.items()}
+    return {leaf: by_layout[layout] for leaf, by_layout in readings.items()}
 
 
 def _merged(base: Base, adapters: Mapping[KeyPath, Adapter], leaves: Leaves) -> Params:
-    """The base's tree with new arrays where it is adapted, its own where it is not."""
+    """Returns the base's tree, in which new arrays replace those that are adapted."""
     tree = flatten(base.params)
     for path, adapter in adapters.items():
-        tree[path] = _changed_by(adapter, base.alpha, tree[path], leaves)
+        tree[path] = _adapt(adapter, base.alpha, tree[path], leaves)
     return jax.tree.unflatten(jax.tree.structure(base.params), list(tree.values()))
 
 
-def _changed_by(adapter: Adapter, alpha: float, leaf: np.ndarray, leaves: Leaves) -> np.ndarray:
+def _adapt(adapter: Adapter, alpha: float, leaf: np.ndarray, leaves: Leaves) -> np.ndarray:
+    """Returns an array of the base plus the scaled product of its adapter's factors."""
     left, right = leaves.get(adapter.left), leaves.get(adapter.right)
     if not isinstance(left, np.ndarray) or not isinstance(right, np.ndarray):
-        raise CorruptError(f"the adapter {'/'.join(adapter.left)} could not be read whole")
+        raise CorruptError(f"the adapter {show(adapter.left)} could not be read completely")
     if adapter.transposed:
         left, right = left.swapaxes(-1, -2), right.swapaxes(-1, -2)
     change = (alpha / adapter.rank) * (left @ right)

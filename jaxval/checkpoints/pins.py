@@ -1,9 +1,8 @@
 """Pins: hard links that keep a checkpoint readable after its trainer has deleted it.
 
-A pin is a directory `<name>.<commit_ns>` whose files are hard links to the trainer's, or
-such a link itself where the checkpoint is one file, so it costs no space until the trainer
-deletes its own. It is built under another name and
-renamed when whole, so whatever has a pin's name is a pin.
+A pin is a directory `<name>.<commit_ns>` of hard links to the trainer's files, or one hard
+link if the checkpoint is one file. It takes no space until the trainer deletes its files. It
+is built under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -28,18 +27,22 @@ _REFUSALS = frozenset(
 
 
 class LinksUnsupported(OSError):
-    """No checkpoint can be linked from there to here: there is no use in trying again."""
+    """The file systems do not support hard links from the checkpoints to the pins."""
 
 
 class PinLimitReached(OSError):
-    """As many checkpoints, or bytes, are pinned as may be."""
+    """The maximum number of checkpoints, or of bytes, is pinned."""
 
 
 class Pins:
-    """The pins in one directory, which belongs to jaxval alone.
+    """The pins in one directory, which only jaxval writes to.
+
+    Args:
+      directory: where the pins are; created with the first pin.
+      limit: how many checkpoints and bytes may be pinned.
 
     Attributes:
-      items: those of a checkpoint that are linked, where it has them all; none for the whole.
+      items: the items of a checkpoint to link if it has all of them; empty for all files.
     """
 
     def __init__(self, directory: Path, limit: PinLimit):
@@ -49,12 +52,13 @@ class Pins:
         self._sizes: dict[tuple[str, int], int] = {}
 
     def take(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The same checkpoint, to be read from its pin.
+        """Pins a checkpoint, and returns it with the path of its pin.
 
         Raises:
-          VanishedError: the source changed while its files were linked.
-          AtLimit: one more would be too many.
-          Refused, OSError: the file system does not make the links; never, or not now.
+          VanishedError: the checkpoint changed while its files were linked.
+          PinLimitReached: no further checkpoint may be pinned now.
+          LinksUnsupported: no checkpoint can be pinned.
+          OSError: the file system failed; a later attempt may succeed.
         """
         if "://" in str(checkpoint.path):
             raise LinksUnsupported("an object store has no hard links")
@@ -68,7 +72,7 @@ class Pins:
         """Removes a checkpoint's pin, if it has one."""
         pin = self._pin(checkpoint)
         if pin.exists():
-            # Under the other name first: what a kill leaves half-removed is then no pin.
+            # Renamed first: if jaxval is killed here, the rest is not taken for a pin.
             partial = pin.with_name(pin.name + _PARTIAL)
             _remove(partial)
             pin.rename(partial)
@@ -76,20 +80,20 @@ class Pins:
         self._sizes.pop(checkpoint.identity, None)
 
     def left_behind(self, root: epath.Path) -> list[Checkpoint]:
-        """The whole pins that an earlier run made of checkpoints in `root`, in step order.
+        """Returns the checkpoints in `root` that an earlier run pinned, in step order.
 
-        Unfinished ones are removed.
+        Incomplete pins are removed.
         """
         if not self._directory.is_dir():
             return []
-        found = []
+        pinned = []
         for path in self._directory.iterdir():
             if path.name.endswith(_PARTIAL):
                 _remove(path)
             elif (checkpoint := _parse(path, root)) is not None:
                 self._sizes[checkpoint.identity] = _bytes(path)
-                found.append(checkpoint)
-        return sorted(found)
+                pinned.append(checkpoint)
+        return sorted(pinned)
 
     def _pin(self, checkpoint: Checkpoint) -> Path:
         return self._directory / f"{checkpoint.name}.{checkpoint.commit_ns}"
@@ -102,11 +106,12 @@ class Pins:
         count, size = len(self._sizes), sum(self._sizes.values())
         if self._limit.count is not None and count >= self._limit.count:
             raise PinLimitReached(
-                f"{count} checkpoints are pinned already, as `max_pins` allows"
+                f"{count} checkpoints are pinned already, which is the limit (`max_pins`)"
             )
         if self._limit.bytes is not None and size >= self._limit.bytes:
             raise PinLimitReached(
-                f"{size / 2**30:.1f} GiB are pinned already (`max_pinned_gib`)"
+                f"{size / 2**30:.1f} GiB are pinned already, which is the limit"
+                " (`max_pinned_gib`)"
             )
 
 
@@ -116,10 +121,10 @@ def _build(checkpoint: Checkpoint, pin: Path, items: Collection[str]) -> None:
     _remove(partial)
     try:
         before = files(source)
-        for name in _needed(source, before, items):
+        for name in _to_link(source, before, items):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(source / name, partial / name)
-        # A directory that is being deleted shrinks: only an unchanged one was whole.
+        # Files may have been deleted meanwhile: only an unchanged directory was complete.
         if not before or files(source) != before:
             raise FileNotFoundError(source)
         if read_commit(epath.Path(source)) != checkpoint:
@@ -127,7 +132,7 @@ def _build(checkpoint: Checkpoint, pin: Path, items: Collection[str]) -> None:
         partial.rename(pin)
     except OSError as error:
         _remove(partial)
-        raise _told(error, source) from error
+        raise _classified(error, source) from error
 
 
 def _remove(pin: Path) -> None:
@@ -136,19 +141,26 @@ def _remove(pin: Path) -> None:
     shutil.rmtree(pin, ignore_errors=True)
 
 
-def _told(error: OSError, source: Path) -> Exception:
+def _classified(error: OSError, source: Path) -> Exception:
+    """Returns the error that `Pins.take` raises for an error of the file system."""
     if isinstance(error, FileNotFoundError):
-        return VanishedError(f"{source}: it was deleted or replaced while it was pinned")
+        return VanishedError(
+            f"{source} was deleted or replaced while it was pinned; let the trainer keep more"
+            " checkpoints"
+        )
     if error.errno in _REFUSALS:
         return LinksUnsupported(f"{error.strerror or error}")
     return error
 
 
-def _needed(source: Path, names: Sequence[str], items: Collection[str]) -> Sequence[str]:
-    """The checkpoint's own files and those of the items, if it has them all."""
+def _to_link(source: Path, names: Sequence[str], items: Collection[str]) -> Sequence[str]:
+    """Returns the files to link: those outside of all items, and those of the given items.
+
+    If the checkpoint lacks one of the items, all files are linked.
+    """
     if not items or not all((source / item / "_METADATA").is_file() for item in items):
         return names
-    if "" in items:  # it is itself the tree
+    if "" in items:  # the checkpoint's directory is itself the tree
         return names
     return [name for name in names if "/" not in name or name.partition("/")[0] in items]
 
@@ -158,6 +170,7 @@ def _bytes(directory: Path) -> int:
 
 
 def _parse(path: Path, root: epath.Path) -> Checkpoint | None:
+    """Returns the checkpoint in `root` that `path` pins, or None if `path` is no pin."""
     name, _, commit = path.name.rpartition(".")
     step = name.rpartition("_")[2]
     if not (commit.isdigit() and step.isdigit()):

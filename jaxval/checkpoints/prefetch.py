@@ -1,6 +1,6 @@
-"""Restoring ahead: the next checkpoints are read into host memory while one is validated.
+"""Prefetching: the next checkpoints are restored to host memory while one is validated.
 
-Those that could not be pinned come first, since the trainer may delete them any moment.
+Checkpoints that are not pinned come first, because the trainer may delete them at any time.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ _PAUSE = 0.2
 
 
 class Prefetcher:
-    """A bounded number of restored checkpoints, filled by a thread.
+    """A thread that keeps a bounded number of restored checkpoints in host memory.
 
     Args:
-      waiting: gives the checkpoints in the order in which they will be asked for.
-      load: restores one.
-      capacity: how many are held at most.
-      back_off: seconds before each new try after the file system failed.
+      waiting: returns the queued checkpoints in the order in which they will be taken.
+      load: restores a checkpoint.
+      capacity: the maximum number of restored checkpoints.
+      back_off: the pause before each further attempt after the file system failed, in
+        seconds.
 
     Attributes:
-      retried: how often a checkpoint was tried again.
+      retried: the number of further attempts so far.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Prefetcher:
         self._load = load
         self._capacity = capacity
         self._back_off = back_off
-        self._held: dict[Identity, Restored | Exception] = {}
+        self._results: dict[Identity, Restored | Exception] = {}
         self._loading: Identity | None = None
         self._taken: set[Identity] = set()
         self._changed = threading.Condition()
@@ -60,22 +61,22 @@ class Prefetcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after what it is reading."""
+        """Stops the thread once it has read the current checkpoint."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def take(self, checkpoint: Checkpoint) -> Restored:
-        """A restored checkpoint, from memory if it is there; it is held no longer.
+        """Returns a restored checkpoint and releases it; restores it now if necessary.
 
         Raises:
-          Exception: what kept it from being restored.
+          Exception: the error that restoring it raised.
         """
         identity = checkpoint.identity
         with self._changed:
             self._taken.add(identity)
             self._changed.wait_for(lambda: self._loading != identity)
-            result = self._held.pop(identity, None)
+            result = self._results.pop(identity, None)
         if result is None:
             result = self._try(checkpoint)
         if isinstance(result, Exception):
@@ -90,30 +91,33 @@ class Prefetcher:
                 continue
             result = self._try(checkpoint)
             with self._changed:
-                self._held[checkpoint.identity] = result
+                self._results[checkpoint.identity] = result
                 self._loading = None
                 self._changed.notify_all()
 
     def _choose(self) -> Checkpoint | None:
-        """The next to read, marked as being read; None if there is nothing to do."""
-        line = self._waiting()
+        """Returns the next checkpoint to read and marks it, or None if there is none."""
+        waiting = self._waiting()
         with self._changed:
-            line = [one for one in line if one.identity not in self._taken]
-            soon = [one for one in line if one.pin is None] + line[: self._capacity]
-            self._drop_all_but(soon)
-            absent = [one for one in soon if one.identity not in self._held]
-            if not absent or len(self._held) >= self._capacity:
+            queue = [queued for queued in waiting if queued.identity not in self._taken]
+            upcoming = [queued for queued in queue if queued.pin is None]
+            upcoming += queue[: self._capacity]
+            self._drop_all_but(upcoming)
+            unread = [queued for queued in upcoming if queued.identity not in self._results]
+            if not unread or len(self._results) >= self._capacity:
                 return None
-            self._loading = absent[0].identity
-            return absent[0]
+            self._loading = unread[0].identity
+            return unread[0]
 
-    def _drop_all_but(self, soon: Sequence[Checkpoint]) -> None:
-        """A newer checkpoint may have pushed a held one to the back of the line."""
-        wanted = {one.identity for one in soon} | self._taken  # `take` is waiting for that
-        for identity in self._held.keys() - wanted:
-            del self._held[identity]
+    def _drop_all_but(self, upcoming: Sequence[Checkpoint]) -> None:
+        """Releases restored checkpoints that newer ones have moved back in the queue."""
+        # What is in `_taken` stays: `take` may be waiting for it.
+        wanted = {checkpoint.identity for checkpoint in upcoming} | self._taken
+        for identity in self._results.keys() - wanted:
+            del self._results[identity]
 
     def _try(self, checkpoint: Checkpoint) -> Restored | Exception:
+        """Returns the restored checkpoint, or the error that restoring it raised."""
         pauses = iter(self._back_off)
         while True:
             try:
@@ -123,10 +127,15 @@ class Prefetcher:
                 if pause is None or self._stop.is_set():
                     tries = len(self._back_off) + 1
                     return UnreadableError(
-                        f"step {checkpoint.step}: {tries} tries to read it failed: {error}"
+                        f"step {checkpoint.step} could not be read in {tries} attempts: {error}"
                     )
                 self.retried += 1
-                _LOG.warning("step %d, next try in %g s: %s", checkpoint.step, pause, error)
+                _LOG.warning(
+                    "step %d could not be read, next attempt in %g s: %s",
+                    checkpoint.step,
+                    pause,
+                    error,
+                )
                 self._stop.wait(pause)
-            except Exception as error:  # whoever takes it gets it
+            except Exception as error:  # raised again in `take`
                 return error

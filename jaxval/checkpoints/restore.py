@@ -1,4 +1,4 @@
-"""Restores the encoder's parameters alone from whatever was saved, into host memory."""
+"""Restoring of the encoder's parameters, and nothing else, from checkpoints to host memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from jaxval.errors import (
 from jaxval.records import Checkpoint, Params, ParamsPaths
 
 _DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "FAILED_PRECONDITION", "NOT_FOUND", "INVALID_ARGUMENT")
-"""What tensorstore says of damaged files."""
+"""Status codes that tensorstore reports for damaged files."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Restored:
     """An encoder's parameters in host memory.
 
     Attributes:
-      params: the tree that the encoder expects, of NumPy arrays; if its towers are untied,
-        {"query": tree, "passage": tree}.
-      found_at: where in the checkpoint it stood, e.g. `default/params`.
-      seconds: how long it took.
-      untied: whether each tower has a tree of its own.
-      remarks: what a person should know of how it was found.
-      items: the checkpoint's items that were read.
+      params: the tree that the encoder expects, of NumPy arrays; {"query": tree, "passage":
+        tree} if `untied`.
+      found_at: the subtree of the checkpoint that contains them, e.g. `default/params`.
+      seconds: how long restoring took, in seconds.
+      untied: whether each tower has its own parameters.
+      remarks: notes for the user on how the parameters were found.
+      items: the names of the checkpoint's items that were read.
     """
 
     params: Params
@@ -58,32 +58,34 @@ class Restored:
 def restore(
     checkpoint: Checkpoint,
     abstract_params: Params,
-    asked: ParamsPaths = AUTO,
+    paths: ParamsPaths = AUTO,
     base: Base | None = None,
 ) -> Restored:
-    """Reads the leaves that the encoder expects, and nothing else.
+    """Reads the leaves that the encoder expects from a committed checkpoint.
 
     Args:
-      checkpoint: a committed one.
-      abstract_params: the encoder's tree of jax.ShapeDtypeStruct; leaves are cast to these
+      checkpoint: the checkpoint.
+      abstract_params: the encoder's tree of jax.ShapeDtypeStruct. Leaves are cast to these
         dtypes while they are read.
-      asked: the subtrees that the user names.
-      base: what the checkpoint holds adapters of; None if it holds whole parameters.
+      paths: the subtrees that the user names.
+      base: the parameters that the checkpoint's adapters change; None if the checkpoint
+        contains all parameters.
 
     Raises:
-      MismatchError: no subtree has the encoder's leaves, or several do.
-      VanishedError, CorruptError, NonFiniteError: the checkpoint is at fault.
-      OSError: the file system is; another try may succeed.
-      Exception: anything else is a fault of this program, and passes as it is.
+      MismatchError: no subtree has the encoder's leaves, or several have.
+      VanishedError: the checkpoint was deleted or replaced.
+      CorruptError: the checkpoint is damaged.
+      NonFiniteError: the parameters contain NaN or infinity.
+      OSError: the file system failed; another attempt may succeed.
     """
     start = time.perf_counter()
     root = epath.Path(checkpoint.readable)
     before = _files(root, checkpoint)
     try:
-        found = items.items(root)
-        restored = _restored(found, _plan(found, abstract_params, asked, base))
+        opened = items.open_items(root)
+        restored = _restored(opened, _plan(opened, abstract_params, paths, base))
     except JaxvalError as error:
-        raise _placed(error, checkpoint) from None
+        raise _named(error, checkpoint) from None
     except Exception as error:
         raise _classified(error, root, before, checkpoint) from error
     if _files(root, checkpoint) != before:
@@ -92,8 +94,8 @@ def restore(
     return replace(restored, seconds=time.perf_counter() - start)
 
 
-def standing(path: str) -> epath.Path | None:
-    """The checkpoint at a path that no trainer writes to: itself, or the only one in it."""
+def find_checkpoint(path: str) -> epath.Path | None:
+    """Returns the checkpoint at `path`, or the only checkpoint inside it, or None."""
     local = "://" not in path
     root = epath.Path(Path(path).expanduser().absolute() if local else path)
     if not root.exists():
@@ -105,68 +107,84 @@ def standing(path: str) -> epath.Path | None:
 
 
 def read(root: epath.Path, abstract_params: Params) -> Restored:
-    """The parameters of a checkpoint that no trainer writes to.
+    """Reads the encoder's parameters from a checkpoint that no trainer writes to.
+
+    Args:
+      root: the checkpoint's directory or file, from `find_checkpoint`.
+      abstract_params: the encoder's tree of jax.ShapeDtypeStruct.
 
     Raises:
-      MismatchError, CorruptError: they do not fit the encoder, or cannot be read.
+      MismatchError: the parameters do not fit the encoder.
+      CorruptError: the checkpoint is damaged.
     """
     try:
-        found = items.items(root)
-        return _restored(found, locate.plan(abstract_params, items.shapes(found)))
+        opened = items.open_items(root)
+        return _restored(opened, locate.plan(abstract_params, items.shapes(opened)))
     except Exception as error:
         raise (_corrupt(error, "it") if _is_damage(error) else error) from error
 
 
 def fitted(params: Params, abstract_params: Params) -> Restored:
-    """The encoder's parameters out of a tree in memory.
+    """Returns the encoder's parameters out of a tree in memory.
+
+    Args:
+      params: a tree of arrays, of which a subtree fits the encoder.
+      abstract_params: the encoder's tree of jax.ShapeDtypeStruct.
 
     Raises:
-      MismatchError: they are not in it.
+      MismatchError: no subtree fits, or several fit.
     """
-    found = {"": LoadedItem(params)}
-    return _restored(found, locate.plan(abstract_params, items.shapes(found)))
+    opened = {"": LoadedItem(params)}
+    return _restored(opened, locate.plan(abstract_params, items.shapes(opened)))
 
 
 def _plan(
-    found: Mapping[str, Item],
+    opened: Mapping[str, Item],
     abstract_params: Params,
-    asked: ParamsPaths,
+    paths: ParamsPaths,
     base: Base | None,
 ) -> Plan:
-    shapes = items.shapes(found)
+    shapes = items.shapes(opened)
     if base is not None:
-        return lora.plan(base, shapes, asked)
-    if asked == AUTO:
+        return lora.plan(base, shapes, paths)
+    if paths == AUTO:
         wanted = {path: leaf.shape for path, leaf in flatten(abstract_params).items()}
         lora.refuse(wanted, shapes)
-    return locate.plan(abstract_params, shapes, asked)
+    return locate.plan(abstract_params, shapes, paths)
 
 
-def _restored(found: Mapping[str, Item], plan: Plan) -> Restored:
+def _restored(opened: Mapping[str, Item], plan: Plan) -> Restored:
     return Restored(
-        params=plan.build(items.read(found, plan.reads)),
+        params=plan.build(items.read(opened, plan.reads)),
         found_at=plan.found_at,
         untied=plan.untied,
         remarks=plan.remarks,
-        items=items.read_from(found, plan.reads),
+        items=items.read_from(opened, plan.reads),
     )
 
 
 def _files(root: epath.Path, checkpoint: Checkpoint) -> list[str]:
-    """Its files, if it is still the checkpoint that it was."""
+    """Returns the files of a checkpoint.
+
+    Raises:
+      VanishedError: it was deleted or replaced.
+    """
     names = files(root)
-    if not names:
-        raise VanishedError(f"{_name(checkpoint)} was deleted before it could be read")
-    if checkpoint.pin is None and (now := read_commit(root)) != checkpoint:
-        what = "saved again" if now else "deleted"
-        raise VanishedError(f"{_name(checkpoint)} was {what} before it could be read")
+    now = read_commit(root) if checkpoint.pin is None else checkpoint
+    if not names or now is None:
+        raise VanishedError(
+            f"{_name(checkpoint)} was deleted before it could be read; let the trainer keep"
+            " more checkpoints"
+        )
+    if now != checkpoint:
+        raise VanishedError(f"{_name(checkpoint)} was saved again before it could be read")
     return names
 
 
 def _classified(
     error: Exception, root: epath.Path, before: list[str], checkpoint: Checkpoint
 ) -> Exception:
-    """Tells a deleted checkpoint from a damaged one from a file system that hiccups."""
+    """Returns the error to raise: the checkpoint vanished, or is corrupt, or `error` itself."""
     try:
         whole = _files(root, checkpoint) == before
     except VanishedError as vanished:
@@ -182,7 +200,10 @@ def _corrupt(error: Exception, what: str) -> CorruptError:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether it speaks of the files' content: not of a bug, nor of a disk that hiccups."""
+    """Returns whether an error is about the content of files.
+
+    Other errors are failures of the file system, or bugs.
+    """
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError)
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
@@ -190,7 +211,8 @@ def _is_damage(error: Exception) -> bool:
     return any(status in str(error) for status in _DAMAGE)
 
 
-def _placed(error: JaxvalError, checkpoint: Checkpoint) -> JaxvalError:
+def _named(error: JaxvalError, checkpoint: Checkpoint) -> JaxvalError:
+    """Returns the error with the checkpoint's name in front of its text."""
     if isinstance(error, (MismatchError, CheckpointError)):
         return type(error)(f"{_name(checkpoint)}: {error}")
     return error
@@ -204,6 +226,6 @@ def _check_finite(params: Params, checkpoint: Checkpoint) -> None:
     for leaf in jax.tree.leaves(params):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
             raise NonFiniteError(
-                f"{_name(checkpoint)}: its parameters hold NaN or infinity;"
+                f"{_name(checkpoint)}: its parameters contain NaN or infinity;"
                 " the training diverged"
             )

@@ -1,7 +1,7 @@
-"""Layers that a trainer keeps in one array (`nn.scan`), for an encoder that numbers them.
+"""Layers that a checkpoint stacks in one array (`nn.scan`), for encoders that number them.
 
-MaxText, T5X and magix's scanned models save one array [layers, ...], or [width, layers, ...],
-where the encoder expects `layer/0/...`, `layer/1/...` or `layers_0/...`.
+MaxText, T5X and the scanned models of magix save one array [layers, ...] or
+[width, layers, ...] where the encoder expects `layer/0/...`, `layer/1/...` or `layers_0/...`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxval.checkpoints.towers import moments
+from jaxval.checkpoints.towers import is_moment
 from jaxval.checkpoints.trees import KeyPath, Shapes, below, resolve, show
 from jaxval.errors import MismatchError
 
@@ -24,11 +24,12 @@ _AXES = (0, 1)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a wanted leaf stands in a checkpoint.
+    """Where a leaf of the encoder is in a checkpoint.
 
     Attributes:
-      path: of the array.
-      layer: which slice of it along `axis`; None takes it whole.
+      path: the path of the array that contains it.
+      layer: the index of the leaf along `axis`; None if the leaf is the whole array.
+      axis: the axis along which layers are stacked.
     """
 
     path: KeyPath
@@ -36,7 +37,7 @@ class Source:
     axis: int = 0
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """The leaf, a view if it is one layer of many."""
+        """Returns the leaf; a view of the array if that contains several layers."""
         if self.layer is None:
             return array
         layer: np.ndarray = array[(slice(None),) * self.axis + (self.layer,)]
@@ -45,13 +46,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Group:
-    """Siblings that are numbered from 0 and alike: the layers of an encoder.
+    """Sibling subtrees of equal structure, numbered from 0: the layers of an encoder.
 
     Attributes:
-      parent: where they stand.
-      stem: of `stem_0`, `stem_1`; None if they are bare numbers.
-      count: of layers.
-      leaves: what each layer holds, by path within it.
+      parent: the path of the node that contains them.
+      stem: the name before the number, as in `stem_0`; None if the names are numbers.
+      count: the number of layers.
+      leaves: the shape of each leaf in a layer, by path in the layer.
     """
 
     parent: KeyPath
@@ -60,13 +61,13 @@ class Group:
     leaves: Shapes
 
     def paths(self, layer: int) -> dict[KeyPath, KeyPath]:
-        """A layer's leaves: path within it -> path in the tree."""
+        """Returns the leaves of a layer: path in the layer -> path in the tree."""
         name = str(layer) if self.stem is None else f"{self.stem}_{layer}"
         return {rest: (*self.parent, name, *rest) for rest in self.leaves}
 
 
 def groups(wanted: Shapes) -> list[Group]:
-    """Every group of a tree, the outer ones first."""
+    """Returns all groups of a tree, outer ones before inner ones."""
     members: dict[tuple[KeyPath, str | None], dict[int, dict[KeyPath, Any]]]
     members = defaultdict(lambda: defaultdict(dict))
     for path, shape in wanted.items():
@@ -74,66 +75,69 @@ def groups(wanted: Shapes) -> list[Group]:
             if match := _NUMBERED.match(key):
                 layers = members[path[:depth], match[1]]
                 layers[int(match[2])][path[depth + 1 :]] = shape
-    found = [
+    complete = [
         Group(parent, stem, len(layers), layers[0])
         for (parent, stem), layers in members.items()
         if set(layers) == set(range(len(layers)))
         and all(layer == layers[0] for layer in layers.values())
     ]
-    return sorted(found, key=lambda group: len(group.parent))
+    return sorted(complete, key=lambda group: len(group.parent))
 
 
-def dropped(prefix: KeyPath, taken: Collection[KeyPath], found: Shapes) -> list[KeyPath]:
-    """The layers below `prefix` that are left out, beside one like them that is taken.
+def dropped(prefix: KeyPath, read: Collection[KeyPath], shapes: Shapes) -> list[KeyPath]:
+    """Returns the layers below `prefix` that are not read although a layer like them is.
 
     Args:
-      prefix: of the subtree that was found; what stands beside it is no layer.
-      taken: the leaves that are read of it.
-      found: the checkpoint's shapes.
+      prefix: the path of the subtree that was chosen.
+      read: the paths of its leaves that are read.
+      shapes: the shape of each leaf of the checkpoint, by path.
     """
-    inside = [(*prefix, *path) for path in below(prefix, found)]
-    used = _inner(prefix, taken)
-    kin: dict[tuple[KeyPath, str | None], list[KeyPath]] = defaultdict(list)
+    inside = [(*prefix, *path) for path in below(prefix, shapes)]
+    used = _inner(prefix, read)
+    siblings: dict[tuple[KeyPath, str | None], list[KeyPath]] = defaultdict(list)
     for node in used:
         if match := _NUMBERED.match(node[-1]):
-            kin[node[:-1], match[1]].append(node)
+            siblings[node[:-1], match[1]].append(node)
     alike = [
         node
         for node in _inner(prefix, inside) - used
         if (match := _NUMBERED.match(node[-1]))
         and any(
-            below(node, found) == below(other, found)
-            for other in kin.get((node[:-1], match[1]), ())
+            below(node, shapes) == below(sibling, shapes)
+            for sibling in siblings.get((node[:-1], match[1]), ())
         )
     ]
     return sorted(alike, key=lambda node: (node[:-1], len(node[-1]), node[-1]))
 
 
 def _inner(prefix: KeyPath, paths: Collection[KeyPath]) -> set[KeyPath]:
-    """The nodes and leaves below `prefix` on the way to these."""
+    """Returns these paths and the nodes between `prefix` and them."""
     return {path[:n] for path in paths for n in range(len(prefix) + 1, len(path) + 1)}
 
 
 def unstack(
     group: Group,
     prefix: KeyPath,
-    found: Shapes,
+    shapes: Shapes,
     children: Mapping[KeyPath, Sequence[str]],
     *,
     wrapped: bool = False,
 ) -> dict[KeyPath, Source]:
-    """Where a group's leaves stand if they are stacked below `prefix`; empty if they are not.
+    """Returns the sources of a group's leaves if they are stacked below `prefix`.
 
     Args:
-      group: of the wanted tree.
-      prefix: under which that tree is sought.
-      found: the checkpoint's shapes.
-      children: the names below each node of the checkpoint.
-      wrapped: whether one more name stands between the stack and a layer's own, as where
-        nn.scan was given a module that holds the layer.
+      group: a group of the encoder's tree.
+      prefix: the path of the subtree that is searched.
+      shapes: the shape of each leaf of the checkpoint, by path.
+      children: the names directly below each node of the checkpoint.
+      wrapped: whether there is one more name between the stack and the layer, as when the
+        module given to nn.scan contains the layer.
+
+    Returns:
+      The source of each leaf, by path in the encoder's tree; empty if they are not stacked.
 
     Raises:
-      MismatchError: two arrays, or two axes, would do.
+      MismatchError: the group fits two arrays, or two axes of one.
     """
     heads = list(_heads(group, prefix, children))
     if wrapped:
@@ -142,26 +146,26 @@ def unstack(
         (head, axis)
         for head in dict.fromkeys(heads)
         for axis in _AXES
-        if not moments(head) and _fits(group, head, axis, found)
+        if not is_moment(head) and _fits(group, head, axis, shapes)
     ]
     if len(fits) > 1:
         listed = ", ".join(f"{show(head)} along axis {axis}" for head, axis in fits)
         raise MismatchError(
-            f"the {group.count} layers of {show(group.parent)} may be stacked in {listed}:"
-            " which of them cannot be told; give the scanned module itself as `encoder`"
+            f"the {group.count} layers of {show(group.parent)} fit more than one stack:"
+            f" {listed}. Give the scanned module itself as `encoder`"
         )
     return {
-        path: Source(resolve((*head, *rest), found), layer, axis)
+        path: Source(resolve((*head, *rest), shapes), layer, axis)
         for head, axis in fits
         for layer in range(group.count)
         for rest, path in group.paths(layer).items()
     }
 
 
-def near(wanted: Shapes, there: Shapes) -> bool:
-    """Whether an array has all layers of one that is wanted, wherever it stands."""
+def near(wanted: Shapes, shapes: Shapes) -> bool:
+    """Returns whether `shapes` contain a stack of one of the wanted leaves, at any path."""
     by_name = defaultdict(set)
-    for path, shape in there.items():
+    for path, shape in shapes.items():
         by_name[path[-1]].add(shape)
     return any(
         rest and (*shape[:axis], group.count, *shape[axis:]) in by_name[rest[-1]]
@@ -175,8 +179,9 @@ def near(wanted: Shapes, there: Shapes) -> bool:
 def _heads(
     group: Group, prefix: KeyPath, children: Mapping[KeyPath, Sequence[str]]
 ) -> Iterator[KeyPath]:
-    """Where the stack may stand: for `layer/0` in `layer`, `layer/*` or `*`; for `layer_0`
-    in `*`.
+    """Yields where a stack may be.
+
+    This is `layer`, `layer/*` or `*` for layers named `layer/0`, and `*` for `layer_0`.
     """
     parent = (*prefix, *group.parent)
     nodes = [parent]
@@ -189,10 +194,11 @@ def _heads(
                 yield (*node, name)
 
 
-def _fits(group: Group, head: KeyPath, axis: int, found: Shapes) -> bool:
+def _fits(group: Group, head: KeyPath, axis: int, shapes: Shapes) -> bool:
+    """Returns whether all leaves of a group are stacked along an axis below `head`."""
     return all(
         len(shape) >= axis
-        and found.get(resolve((*head, *rest), found))
+        and shapes.get(resolve((*head, *rest), shapes))
         == (*shape[:axis], group.count, *shape[axis:])
         for rest, shape in group.leaves.items()
     )

@@ -1,4 +1,4 @@
-"""Which subtrees of a checkpoint are taken: one for both towers, or one for each."""
+"""The choice of subtrees in a checkpoint: one for both towers, or one for each."""
 
 from __future__ import annotations
 
@@ -13,68 +13,79 @@ from jaxval.records import ParamsPaths
 Fit = TypeVar("Fit")
 
 TIED, QUERY, PASSAGE = "", "query", "passage"
-"""What a subtree is for: both towers, or one of them."""
+"""The tower that a subtree is for; TIED means both."""
 
-# Moments mirror the parameters leaf for leaf; what stands below these is never a candidate.
+# Moments have the structure of the parameters. Nothing below these names is a candidate.
 _OPTIMIZER = frozenset(
     "opt opt_state opt_states optim optimizer optimizer_state optimizer_states tx"
     " inner_opt_state param_states mu nu trace acc_grads".split()
 )
-# Where flax.optim and old T5X, and nnx.Optimizer before flax 0.11, kept the parameters.
+# Where flax.optim, old T5X, and nnx.Optimizer before flax 0.11 keep the parameters.
 _TARGETS = {("optimizer", "target"), ("optimizer", "model")}
 _QUERIES = frozenset("q query queries question questions".split())
 _PASSAGES = frozenset(
     "p passage passages doc docs document documents context contexts ctx corpus".split()
 )
 _KINDS = ("_encoder", "_tower", "_model", "_params")
-_DUAL = ("params", "params")  # tevax: DualParams, of which 0 is the query's
+_DUAL = ("params", "params")  # DualParams of tevax: 0 is for queries, 1 for passages
 
 
 def choose(
-    fit: Callable[[KeyPath], Fit | None], paths: Iterable[KeyPath], asked: ParamsPaths
+    fit: Callable[[KeyPath], Fit | None], leaves: Iterable[KeyPath], paths: ParamsPaths
 ) -> dict[str, tuple[KeyPath, Fit]]:
-    """The subtrees that fit: under TIED, or under QUERY and PASSAGE; empty if none does.
+    """Returns the subtrees that fit: one under TIED, or one each under QUERY and PASSAGE.
 
     Args:
-      fit: what makes a subtree, by its path, what is sought; None if it is not.
-      paths: the checkpoint's leaves.
-      asked: the subtrees that the user names.
+      fit: returns what it found in the subtree at a path, or None if that does not fit.
+      leaves: the paths of the checkpoint's leaves.
+      paths: the subtrees that the user names.
+
+    Returns:
+      Tower -> the path of its subtree, and what `fit` returned for it; empty if none fits.
 
     Raises:
-      MismatchError: several fit, and their names do not tell what they are for.
+      MismatchError: several subtrees fit, and their names do not tell their towers.
     """
-    if asked.query is not None and asked.passage is not None:
-        named = {QUERY: parse(asked.query), PASSAGE: parse(asked.passage)}
-        both = {tower: (path, fit(path)) for tower, path in named.items()}
-        return {tower: (p, it) for tower, (p, it) in both.items() if it is not None}
-    candidates = nodes(paths) if asked.tree is None else _within(parse(asked.tree), paths)
-    fits = {path: it for path in candidates if (it := fit(path)) is not None}
-    if asked.tree is not None and (exact := parse(asked.tree)) in fits:
+    if paths.query is not None and paths.passage is not None:
+        named = {QUERY: parse(paths.query), PASSAGE: parse(paths.passage)}
+        fits = {path: fitted for path in named.values() if (fitted := fit(path)) is not None}
+        return {tower: (path, fits[path]) for tower, path in named.items() if path in fits}
+    candidates = nodes(leaves) if paths.tree is None else _within(parse(paths.tree), leaves)
+    fits = {path: fitted for path in candidates if (fitted := fit(path)) is not None}
+    if paths.tree is not None and (exact := parse(paths.tree)) in fits:
         fits = {exact: fits[exact]}
-    return {tower: (path, fits[path]) for tower, path in _told(list(fits)).items()}
+    return {tower: (path, fits[path]) for tower, path in _towers(list(fits)).items()}
 
 
-def nodes(paths: Iterable[KeyPath]) -> list[KeyPath]:
-    """Every node of a checkpoint that is no optimizer's."""
-    found = {path[:length] for path in paths for length in range(len(path))}
-    return sorted(node for node in found if not moments(node))
+def nodes(leaves: Iterable[KeyPath]) -> list[KeyPath]:
+    """Returns all nodes of a checkpoint outside of optimizer states."""
+    inner = {path[:length] for path in leaves for length in range(len(path))}
+    return sorted(node for node in inner if not is_moment(node))
 
 
-def moments(path: KeyPath) -> bool:
-    """Whether an optimizer's state stands there."""
+def is_moment(path: KeyPath) -> bool:
+    """Returns whether a path leads into an optimizer state."""
     return any(
         key in _OPTIMIZER and (key, following) not in _TARGETS
         for key, following in pairwise((*path, ""))
     )
 
 
-def _within(prefix: KeyPath, paths: Iterable[KeyPath]) -> list[KeyPath]:
-    """`prefix`, and what stands below it that is no optimizer's."""
-    inside = [path[len(prefix) :] for path in paths if path[: len(prefix)] == prefix]
+def _within(prefix: KeyPath, leaves: Iterable[KeyPath]) -> list[KeyPath]:
+    """Returns `prefix` and the nodes below it outside of optimizer states."""
+    inside = [path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix]
     return [(*prefix, *node) for node in nodes(inside)] or [prefix]
 
 
-def _told(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
+def _towers(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
+    """Returns the subtree of each tower.
+
+    Args:
+      fits: all subtrees that fit.
+
+    Raises:
+      MismatchError: there are several, and their names do not tell their towers.
+    """
     if len(fits) <= 1:
         return dict.fromkeys((TIED,), fits[0]) if fits else {}
     if len(fits) == 2 and (pair := _pair(*fits)):
@@ -87,17 +98,21 @@ def _told(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
     )
 
 
-def _pair(one: KeyPath, other: KeyPath) -> dict[str, KeyPath]:
-    """Which of two is the query's, by the one name in which they differ."""
-    differing = [i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b]
-    if len(one) != len(other) or len(differing) != 1:
+def _pair(first: KeyPath, second: KeyPath) -> dict[str, KeyPath]:
+    """Returns the towers of two subtrees, told by the one name in which their paths differ.
+
+    The result is empty if that name does not tell them.
+    """
+    differing = [i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
+    if len(first) != len(second) or len(differing) != 1:
         return {}
-    place = differing[0]
-    kinds = {_tower(path[:place], path[place]): path for path in (one, other)}
-    return kinds if set(kinds) == {QUERY, PASSAGE} else {}
+    depth = differing[0]
+    pair = {_tower(path[:depth], path[depth]): path for path in (first, second)}
+    return pair if set(pair) == {QUERY, PASSAGE} else {}
 
 
 def _tower(parent: KeyPath, name: str) -> str:
+    """Returns the tower that a name below `parent` means, or '' if it means none."""
     if parent[-2:] == _DUAL:
         return {"0": QUERY, "1": PASSAGE}.get(name, "")
     stem = name.lower()
@@ -107,5 +122,5 @@ def _tower(parent: KeyPath, name: str) -> str:
 
 
 def spread(trees: Mapping[str, Any]) -> Any:
-    """One tree of all that was chosen: the tied one itself, or {"query": …, "passage": …}."""
+    """Returns the tree of both towers, or {"query": tree, "passage": tree}."""
     return trees[TIED] if TIED in trees else dict(trees)

@@ -1,4 +1,4 @@
-"""Trees as flat dictionaries of paths."""
+"""Conversion of trees to flat dictionaries by path."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import jax
 KeyPath = tuple[str, ...]
 Shapes = Mapping[KeyPath, tuple[int, ...]]
 
-_BOX = "value"  # nnx.State and nn.Partitioned add this last key
+_BOX = "value"  # the last key of a leaf that nnx.State or nn.Partitioned boxes
 
 
 def flatten(tree: Any) -> dict[KeyPath, Any]:
-    """Leaves by path; list and tuple positions become strings, as they do on disk."""
+    """Returns the leaves by path; positions in lists and tuples become strings, as on disk."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {tuple(_key(entry) for entry in path): leaf for path, leaf in leaves}
 
 
 def show(path: Iterable[str]) -> str:
-    """A path as the flags spell it."""
+    """Returns a path as a string, as settings spell it."""
     return "/".join(path) or "(root)"
 
 
 def parse(path: str) -> KeyPath:
-    """What `show` spelled."""
+    """Returns the path that a string of `show` spells."""
     return tuple(part for part in path.split("/") if part not in ("", "(root)"))
 
 
-def resolve(path: KeyPath, found: Mapping[KeyPath, Any]) -> KeyPath:
-    """The path of a leaf as `found` has it: as it is, or in a box."""
-    return path if path in found else (*path, _BOX)
+def resolve(path: KeyPath, leaves: Mapping[KeyPath, Any]) -> KeyPath:
+    """Returns the path of a leaf in `leaves`, where it may be boxed."""
+    return path if path in leaves else (*path, _BOX)
 
 
 def below(prefix: KeyPath, leaves: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
-    """The leaves under `prefix`, by what follows it."""
+    """Returns the leaves below `prefix`, by their path from there."""
     length = len(prefix)
     return {path[length:]: leaf for path, leaf in leaves.items() if path[:length] == prefix}
 

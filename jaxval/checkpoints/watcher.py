@@ -1,7 +1,7 @@
-"""The watcher: a thread that sees each checkpoint commit, pins it and keeps it in line.
+"""The watcher: a thread that finds committed checkpoints, pins them and queues them.
 
-It starts before JAX is imported, which takes seconds in which a trainer that keeps two
-checkpoints may delete one.
+It is started before JAX is imported. The import takes seconds, in which a trainer that keeps
+two checkpoints may delete one.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Identity = tuple[str, int]
 
 
 class Watcher:
-    """Lists `root` every `interval` seconds; each new commit stands in line and is pinned.
+    """Polls `root` for committed checkpoints; pins and queues each new one.
 
-    A checkpoint leaves the line with `done`. One that cannot be pinned stands in line all
-    the same, to be read where the trainer wrote it.
+    A checkpoint stays in the queue until `done` or `set_aside`. One that cannot be pinned is
+    queued too, to be read where the trainer wrote it.
 
     Args:
       root: the trainer's directory, which is only read.
-      pin_dir: where the pins are made.
-      interval: seconds between two listings.
-      limit: of what may be pinned.
-      newest_first: hands out the highest step first, not the lowest.
-      listing: lists the committed checkpoints of a directory.
+      pin_dir: the directory for pins.
+      interval: the time between two polls, in seconds.
+      limit: how many checkpoints and bytes may be pinned.
+      newest_first: whether the highest step in the queue comes first; else the lowest does.
+      listing: lists the committed checkpoints in a directory.
 
     Attributes:
-      left_behind: those that an earlier run had pinned and not validated.
+      left_behind: the checkpoints that an earlier run pinned and did not validate.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Watcher:
         self._listing = listing
         self.left_behind: tuple[Checkpoint, ...] = ()
         self._seen: set[Identity] = set()
-        self._line: dict[Identity, Checkpoint] = {}
+        self._queue: dict[Identity, Checkpoint] = {}
         self._unpinned: dict[Identity, str] = {}
-        self._links_refused = ""
+        self._no_links = ""
         self._stamped: set[str] = set()
         self._unstamped: dict[str, tuple[int, list[str]]] = {}
         self._unsettled = False
@@ -74,7 +74,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Takes up what an earlier run left pinned, lists once, then goes on in the back."""
+        """Queues what an earlier run left pinned, polls once, and starts the thread."""
         self.left_behind = tuple(self._pins.left_behind(self._root))
         for checkpoint in self.left_behind:
             self._enqueue(checkpoint)
@@ -83,58 +83,63 @@ class Watcher:
         _LOG.info("watching %s", self._root)
 
     def stop(self) -> None:
-        """Ends the thread; the pins of what is still in line remain for the next run."""
+        """Stops the thread; the pins of queued checkpoints remain for the next run."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(_PATIENCE)  # a listing that hangs must not keep us
+            self._thread.join(_PATIENCE)  # the file system may hang
 
     def poll(self) -> None:
-        """One listing. New commits stand in line, and are pinned at once, as far as allowed."""
+        """Lists `root` once, and pins and queues new checkpoints."""
         # Read before listing: a checkpoint that precedes the file is then in the listing.
         complete = (self._root / COMPLETE).exists()
         self._unsettled = False
         for checkpoint in self._listing(self._root):
             if checkpoint.identity not in self._seen and self._settled(checkpoint):
                 self._enqueue(self._pinned(checkpoint))
-        self._pin_those_at_the_limit()
+        self._pin_queued()
         with self._changed:
             self._complete = complete and not self._unsettled
             self._changed.notify_all()
 
     def waiting(self) -> list[Checkpoint]:
-        """Those in line, in the order in which they are to be validated."""
+        """Returns the queued checkpoints in the order in which they are to be validated."""
         with self._changed:
-            return sorted(self._line.values(), reverse=self._newest_first)
+            return sorted(self._queue.values(), reverse=self._newest_first)
 
     def next(self, timeout: float) -> Checkpoint | None:
-        """The first of those waiting; None if none came within `timeout` s or none can come
-        any more (`finished`).
+        """Returns the first checkpoint in the queue, waiting for one if it is empty.
+
+        Args:
+          timeout: the maximum time to wait, in seconds.
+
+        Returns:
+          None if the queue stays empty, or if no further checkpoint will come (`finished`).
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._line or self._complete, timeout)
+            self._changed.wait_for(lambda: self._queue or self._complete, timeout)
         return next(iter(self.waiting()), None)
 
     @property
     def finished(self) -> bool:
-        """Whether the trainer has said that it is done, and nothing stands in line."""
+        """Whether the trainer has written its last checkpoint and the queue is empty."""
         with self._changed:
-            return self._complete and not self._line
+            return self._complete and not self._queue
 
     def need(self, items: Collection[str]) -> None:
-        """Says which items of a checkpoint are needed: later pins leave out the others."""
+        """Sets the items of a checkpoint to pin from now on; the others are left out."""
         self._pins.items = frozenset(items)
 
     def why_unpinned(self, checkpoint: Checkpoint) -> str:
-        """Why a checkpoint was not pinned; empty if it was."""
+        """Returns why a checkpoint was not pinned; empty if it was."""
         return self._unpinned.get(checkpoint.identity, "")
 
     def set_aside(self, checkpoint: Checkpoint) -> None:
-        """Takes a checkpoint out of the line; its pin remains."""
+        """Removes a checkpoint from the queue; its pin remains."""
         with self._changed:
-            self._line.pop(checkpoint.identity, None)
+            self._queue.pop(checkpoint.identity, None)
 
     def done(self, checkpoint: Checkpoint) -> None:
-        """Takes a checkpoint out of the line and releases its pin."""
+        """Removes a checkpoint from the queue, and removes its pin."""
         self.set_aside(checkpoint)
         self._unpinned.pop(checkpoint.identity, None)
         self._pins.release(checkpoint)
@@ -146,14 +151,14 @@ class Watcher:
     def _try_to_poll(self) -> None:
         try:
             self.poll()
-        except Exception as error:  # a cloud client raises what it likes; watching goes on
-            _LOG.warning("cannot list %s, will try again: %s", self._root, error)
+        except Exception as error:  # cloud clients have their own types of errors
+            _LOG.warning("cannot list %s, next attempt follows: %s", self._root, error)
 
     def _settled(self, checkpoint: Checkpoint) -> bool:
-        """Whether it is a checkpoint, and not the rest of one that is being deleted.
+        """Returns whether a listed checkpoint is complete, and not one that is being deleted.
 
-        Without its metadata such a rest looks like a checkpoint of old Orbax. Those never
-        had metadata, and stay the same from one listing to the next.
+        A checkpoint whose metadata file is already deleted looks like one of old Orbax. Those
+        never had such a file, and do not change between two listings.
         """
         if checkpoint.stamped:
             self._stamped.add(checkpoint.name)
@@ -167,42 +172,44 @@ class Watcher:
     def _enqueue(self, checkpoint: Checkpoint) -> None:
         with self._changed:
             self._seen.add(checkpoint.identity)
-            self._line[checkpoint.identity] = checkpoint
+            self._queue[checkpoint.identity] = checkpoint
             self._changed.notify_all()
 
-    def _pin_those_at_the_limit(self) -> None:
-        """Room may have come since they were seen."""
+    def _pin_queued(self) -> None:
+        """Pins queued checkpoints that could not be pinned before, as the limit was reached."""
         for checkpoint in self.waiting():
-            if checkpoint.pin is None and not self._links_refused:
+            if checkpoint.pin is None and not self._no_links:
                 pinned = self._pinned(checkpoint)
                 with self._changed:
-                    if checkpoint.identity in self._line:
-                        self._line[checkpoint.identity] = pinned
-                    else:  # it was done in the meantime
+                    if checkpoint.identity in self._queue:
+                        self._queue[checkpoint.identity] = pinned
+                    else:  # removed from the queue in the meantime
                         self._pins.release(checkpoint)
 
     def _pinned(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with its pin, or as it is: whoever reads it finds out the rest."""
-        if self._links_refused:
-            self._unpinned[checkpoint.identity] = self._links_refused
+        """Returns the checkpoint with its pin, or as it is if it cannot be pinned."""
+        if self._no_links:
+            self._unpinned[checkpoint.identity] = self._no_links
             return checkpoint
         try:
             pinned = self._pins.take(checkpoint)
         except (PinLimitReached, VanishedError, OSError) as error:
-            self._say_unpinned(checkpoint, error)
+            self._note_unpinned(checkpoint, error)
             return checkpoint
         self._unpinned.pop(checkpoint.identity, None)
         return pinned
 
-    def _say_unpinned(self, checkpoint: Checkpoint, error: Exception) -> None:
+    def _note_unpinned(self, checkpoint: Checkpoint, error: Exception) -> None:
+        """Logs and keeps the reason why a checkpoint is not pinned."""
         if isinstance(error, LinksUnsupported):
-            self._links_refused = str(error)
+            self._no_links = str(error)
             _LOG.warning(
                 "checkpoints cannot be pinned (%s): they are read where the trainer wrote them,"
-                " as early as host memory allows. A `pin_dir` on their file system helps",
+                " as early as host memory allows. Set `pin_dir` to a directory on their file"
+                " system",
                 error,
             )
         elif checkpoint.identity not in self._unpinned:
             _LOG.warning("step %d is not pinned: %s", checkpoint.step, error)
-        # The first reason: when it is tried again, the trainer may have deleted it.
+        # Only the first reason counts: the trainer may delete the checkpoint afterwards.
         self._unpinned.setdefault(checkpoint.identity, str(error))

@@ -67,7 +67,13 @@ python -m jaxval.sample --dataset=dev:FOLDER --strategy=run:depth=100 --run=PATH
                 " manifest.json.",
             ),
         ),
-        "Checkpoint of dense:depth=N": (flags.CHECKPOINT_DIR, _DENSE_STEP),
+        "Checkpoint of dense:depth=N": (
+            replace(
+                flags.CHECKPOINT_DIR,
+                help="The trainer's checkpoint directory. Required with dense:depth=N.",
+            ),
+            _DENSE_STEP,
+        ),
         "Search of dense:depth=N": (flags.SIMILARITY, flags.INDEX_DTYPE),
         "Encoder": flags.ENCODER,
         "Texts": tuple(

@@ -1,1 +1,1 @@
-"""Readers of each format, the tokenizer and the token store."""
+"""Validation sets on disk: readers of each format, the tokenizer and the token store."""

@@ -1,4 +1,4 @@
-"""Writes a validation set in BEIR's form: corpus.jsonl, queries.jsonl and qrels/test.tsv."""
+"""Writes a validation set in BEIR's format: corpus.jsonl, queries.jsonl and qrels/test.tsv."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from jaxval.records import Qrels, Text
 def write(
     folder: Path, passages: Iterable[Text], queries: Iterable[Text], qrels: Qrels
 ) -> None:
-    """Fills a folder, a text at a time; both kinds of text may be read lazily.
+    """Writes the files of a validation set, one text at a time.
 
-    A text of token ids stays a list of them, as `readers` reads it. Passages always have a
-    title, as BEIR's own code expects.
+    A text of token ids is written as a list of integers, which `readers` reads back. Every
+    passage has a title, which may be empty, because BEIR's code expects one.
+
+    Args:
+      folder: An existing folder.
+      passages: The corpus, which may be read lazily.
+      queries: The queries, which may be read lazily.
+      qrels: The judgements.
     """
     with (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_line(text, {"title": text.title}) for text in passages)

@@ -1,4 +1,4 @@
-"""Validation sets: what `dataset` names, and the queries that can be judged."""
+"""Validation sets: the files that `dataset` names, and the judged queries in them."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _OFFERS = {
     "queries": _plain_and_gz("queries.jsonl", "queries.json", "queries.tsv"),
     "qrels": _plain_and_gz("qrels.tsv", "qrels.txt", "qrels.trec"),
 }
-"""The names that are looked for in a folder, the first that exists is taken."""
+"""The file names of each role in a folder. The first that exists is taken."""
 
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The queries of a validation set that have judgements, and these.
+    """The judged queries of a validation set, with their judgements.
 
     Attributes:
-      name: the validation set's name.
-      texts: the judged queries, in file order. A grade of 0 or below is a judgement.
-      qrels: the judgements of exactly these queries.
-      unjudged: how many queries were left out for want of a judgement.
-      unknown_queries: how many queries of the qrels have no text.
-      digest: SHA-256 of texts and qrels, in hex. It is that of what they say: another
-        format or compression of the same does not change it.
+      name: The name of the validation set.
+      texts: The judged queries, in file order. A grade of 0 or below is a judgement, too.
+      qrels: The judgements of exactly these queries.
+      unjudged: Number of queries that are left out because they have no judgement.
+      unknown_queries: Number of queries in the qrels that have no text.
+      digest: SHA-256 of the content of texts and qrels, in hex. The file format and the
+        compression do not change it.
     """
 
     name: str
@@ -60,55 +60,58 @@ class QuerySet:
 
     @property
     def judged(self) -> frozenset[str]:
-        """The ids of the passages that are judged for any of the queries."""
+        """Ids of the passages that are judged for any of the queries."""
         return frozenset(passage for grades in self.qrels.values() for passage in grades)
 
 
 def parse_all(specs: Sequence[str]) -> tuple[DatasetFiles, ...]:
-    """What the repeated flag `dataset` names, in order. See `parse`.
+    """Parses every value of the repeated setting `dataset`, in order. See `parse`.
 
     Raises:
-      UserError: there is none, a name stands twice, or one cannot be used.
+      UserError: There is no value, a name occurs twice, or a value cannot be used.
     """
     if not specs:
-        raise UserError(f"`dataset`: none is given: add `dataset={_SPELLING}`")
+        raise UserError(f"`dataset` is not set: add `dataset={_SPELLING}`")
     files = tuple(parse(spec) for spec in specs)
-    names = [each.name for each in files]
+    names = [dataset.name for dataset in files]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"`dataset={name}:…`: the name stands twice: rename one of them")
+            raise UserError(
+                f"`dataset={name}:…`: the name is given twice: rename one of the sets"
+            )
     return files
 
 
 def parse(spec: str) -> DatasetFiles:
-    """Where the validation set of one `dataset` lies.
+    """Returns the files that one value of `dataset` names.
 
-    `NAME:FOLDER`, `NAME:corpus=PATH,queries=PATH,qrels=PATH`, or a folder with some of
-    its files named otherwise, `NAME:FOLDER,qrels=FOLDER/qrels/dev.tsv`.
+    Args:
+      spec: `NAME:FOLDER`, `NAME:corpus=PATH,queries=PATH,qrels=PATH`, or a folder with some
+        of its files replaced, as in `NAME:FOLDER,qrels=FOLDER/qrels/dev.tsv`.
 
     Raises:
-      UserError: the spelling is wrong or something is missing.
+      UserError: The spelling is wrong, or a file is missing.
     """
     name, colon, rest = spec.partition(":")
     if not colon or not rest:
         raise UserError(f"`dataset={spec}`: no path: write {_SPELLING}")
     if not _NAME.fullmatch(name):
-        what = f"the name {name!r} names folders and tags"
-        raise UserError(f"`dataset={spec}`: {what}: use letters, digits, '.', '_' and '-'")
+        problem = f"the name {name!r} cannot name a folder"
+        raise UserError(f"`dataset={spec}`: {problem}: use letters, digits, '.', '_' and '-'")
     try:
         folder, named = _split(spec, rest)
         paths = {role: named.get(role) or _offered(spec, folder, role) for role in _ROLES}
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}"
-        raise UserError(f"`dataset={spec}`: {what}: check who may read it") from error
+        problem = f"{error.filename}: {error.strerror}"
+        raise UserError(f"`dataset={spec}`: {problem}: check its permissions") from error
     return DatasetFiles(name, **paths)
 
 
 def load_queries(files: DatasetFiles) -> QuerySet:
-    """Reads queries and qrels, and keeps the queries that have judgements.
+    """Reads queries and qrels, and keeps the judged queries.
 
     Raises:
-      DataError: a file cannot be used, a query id stands twice, or no query is judged.
+      DataError: A file cannot be used, a query id occurs twice, or no query is judged.
     """
     texts = _unique(read_texts(files.queries), files.queries)
     qrels = read_qrels(files.qrels)
@@ -127,7 +130,12 @@ def load_queries(files: DatasetFiles) -> QuerySet:
 
 
 def none_judged(files: DatasetFiles, where: object) -> DataError:
-    """What is wrong with a set whose judged documents all are not there."""
+    """Returns the error for a set of which no judged document exists.
+
+    Args:
+      files: The validation set.
+      where: The searched files, for the message.
+    """
     return DataError(
         f"`dataset={files.name}`: none of the judged documents is in {where}:"
         f" do {files.qrels} and the corpus use the same ids?"
@@ -135,7 +143,7 @@ def none_judged(files: DatasetFiles, where: object) -> DataError:
 
 
 def _split(spec: str, rest: str) -> tuple[Path | None, dict[str, Path]]:
-    """The folder, if there is one, and the files that are named, role -> path."""
+    """Returns the folder, if one is named, and the files named by role."""
     folder: Path | None = None
     named: dict[str, Path] = {}
     for part in _COMMA.split(rest):
@@ -144,7 +152,7 @@ def _split(spec: str, rest: str) -> tuple[Path | None, dict[str, Path]]:
             folder = _existing(spec, part)
             continue
         if role in named:
-            raise UserError(f"`dataset={spec}`: {role}= stands twice: keep one of them")
+            raise UserError(f"`dataset={spec}`: {role}= is given twice: keep one of them")
         named[role] = _existing(spec, value)
     if folder and not folder.is_dir():
         raise UserError(f"`dataset={spec}`: {folder} is not a folder: write {_SPELLING}")
@@ -154,7 +162,7 @@ def _split(spec: str, rest: str) -> tuple[Path | None, dict[str, Path]]:
 def _existing(spec: str, value: str) -> Path:
     path = Path(os.path.expanduser(value))  # noqa: PTH111 (Path's raises on an unknown user)
     if not value or not path.exists():
-        remedy = f"check the path, the spelling is {_SPELLING}"
+        remedy = f"check the path; the form is {_SPELLING}"
         if unknown := re.search(r"(?:^|,)(\w+)=", value):
             remedy = f"{unknown[1]}= is none of {', '.join(f'{role}=' for role in _ROLES)}"
         raise UserError(f"`dataset={spec}`: there is no {value or 'path'!r}: {remedy}")
@@ -162,31 +170,29 @@ def _existing(spec: str, value: str) -> Path:
 
 
 def _offered(spec: str, folder: Path | None, role: str) -> Path:
-    """The file that the folder holds for the role."""
+    """Returns the folder's file for a role."""
     if folder is None:
         raise UserError(f"`dataset={spec}`: no {role}: add {role}=PATH, or name a folder")
-    found = _judged_split(spec, folder) if role == "qrels" else None
-    found = found or _first(folder, _OFFERS[role])
-    if found is None:
-        looked = ", ".join((("qrels/*",) if role == "qrels" else ()) + _OFFERS[role])
-        remedy = f"add one, or ,{role}=PATH to the flag"
-        raise UserError(
-            f"`dataset={spec}`: no {role} in {folder} (looked for {looked}): {remedy}"
-        )
-    return found
+    split = _judged_split(spec, folder) if role == "qrels" else None
+    path = split or _first(folder, _OFFERS[role])
+    if path is None:
+        names = ", ".join((("qrels/*",) if role == "qrels" else ()) + _OFFERS[role])
+        remedy = f"add one of these files, or add ,{role}=PATH to the setting"
+        raise UserError(f"`dataset={spec}`: no {role} in {folder} (tried {names}): {remedy}")
+    return path
 
 
 def _judged_split(spec: str, folder: Path) -> Path | None:
-    """The qrels of the test split, or the only ones in BEIR's folder `qrels`."""
-    inside = folder / "qrels"
-    if test := _first(inside, _plain_and_gz("test.tsv")):
+    """Returns the qrels of the test split, or the only file in BEIR's folder `qrels`."""
+    qrels = folder / "qrels"
+    if test := _first(qrels, _plain_and_gz("test.tsv")):
         return test
-    listed = sorted(inside.iterdir()) if inside.is_dir() else []
-    splits = [path for path in listed if path.is_file() and not path.name.startswith(".")]
+    paths = sorted(qrels.iterdir()) if qrels.is_dir() else []
+    splits = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     if len(splits) > 1:
         names = ", ".join(path.name for path in splits)
         remedy = f"choose one by adding ,qrels={splits[0]}"
-        raise UserError(f"`dataset={spec}`: several qrels in {inside} ({names}): {remedy}")
+        raise UserError(f"`dataset={spec}`: several qrels in {qrels} ({names}): {remedy}")
     return splits[0] if splits else None
 
 
@@ -199,9 +205,7 @@ def _unique(texts: Iterable[Text], source: Path) -> dict[str, Text]:
     for text in texts:
         if text.id in unique:
             first, second, *_ = find_lines(source, text.id)
-            raise DataError(
-                f"{second}: query {text.id!r} stands at {first} too: keep one of them"
-            )
+            raise DataError(f"{second}: query {text.id!r} is also at {first}: keep one of them")
         unique[text.id] = text
     return unique
 
@@ -215,5 +219,5 @@ def _nothing_judged(files: DatasetFiles, query: str, judged: str) -> DataError:
 
 
 def _digest(texts: Sequence[Text], qrels: Qrels) -> str:
-    said = [[(text.id, text.title, text.text) for text in texts], qrels]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    content = [[(text.id, text.title, text.text) for text in texts], qrels]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

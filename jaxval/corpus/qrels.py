@@ -1,4 +1,4 @@
-"""Reads relevance judgements in the forms of TREC (MS MARCO's too) and of BEIR."""
+"""Reads relevance judgements in the formats of TREC, MS MARCO and BEIR."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ _GRADE = re.compile(r"([+-]?[0-9]{1,9})(?:\.0*)?")
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """The judgements of a file, plain or .gz: query id -> document id -> grade.
+    """Reads the judgements of a file.
 
-    A line is `query 0 document grade` (TREC) or `query document grade` (BEIR, with or
-    without its header), the same in the whole file. Where a line has tabs they divide
-    it, so that ids may hold blanks within; else blanks do.
+    Every line is `query 0 document grade` (TREC, MS MARCO), or every line is `query document
+    grade` (BEIR, with or without its header). Columns are separated by tabs, and then ids
+    may contain blanks; or by blanks.
+
+    Args:
+      path: The file, plain or .gz.
+
+    Returns:
+      query id -> document id -> grade.
 
     Raises:
-      DataError: a line cannot be used, a pair has two grades, or there is no judgement.
+      DataError: A line cannot be used, a pair has two grades, or there is no judgement.
     """
     qrels: dict[str, dict[str, int]] = {}
     for number, (query, document, grade) in _judgements(path):
         known = qrels.setdefault(query, {}).setdefault(document, grade)
         if known != grade:
-            what = f"grade {grade} for query {query!r} and document {document!r}"
+            pair = f"query {query!r} and document {document!r}"
             raise DataError(
-                f"{path}:{number}: {what}, which had {known} before: keep one of them"
+                f"{path}:{number}: grade {grade} for {pair}, which had {known} before:"
+                " keep one of them"
             )
     if not qrels:
         raise DataError(f"{path}: no judgement in it: write lines of {_FORMS[4]}")
@@ -42,8 +49,8 @@ def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
     width = 0
     for number, line in lines(path):
         columns = fields(line, _FORMS)
-        first, width = not width, width or len(columns)
-        if first and columns[-1].lower() in _HEADERS:
+        is_first, width = not width, width or len(columns)
+        if is_first and columns[-1].lower() in _HEADERS:
             continue
         try:
             yield number, _judgement(columns, width)
@@ -53,11 +60,11 @@ def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
 
 def _judgement(columns: list[str], width: int) -> tuple[str, str, int]:
     if len(columns) != width or width not in _FORMS:
-        wanted = _FORMS.get(width, " or ".join(_FORMS.values()))
-        raise ValueError(f"{len(columns)} columns: write each line as {wanted}")
+        form = _FORMS.get(width, " or ".join(_FORMS.values()))
+        raise ValueError(f"{len(columns)} columns: write each line as {form}")
     query, document, grade = columns[0], columns[-2], _GRADE.fullmatch(columns[-1])
     if not (query and document):
         raise ValueError(f"an empty id: write each line as {_FORMS[width]}")
     if grade is None:
-        raise ValueError(f"{columns[-1]!r} is not a grade: write a whole number, as 0, 1 or 2")
+        raise ValueError(f"{columns[-1]!r} is not a grade: write an integer, such as 0, 1 or 2")
     return query, document, int(grade[1])

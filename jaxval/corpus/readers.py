@@ -1,8 +1,8 @@
-"""Reads passages and queries, a line at a time, from the formats the field writes.
+"""Reads passages and queries, one line at a time, in the common formats.
 
-A source is one file, or a folder of shards that are read in the order of their names.
-`.jsonl` and `.json` hold a JSON object a line (BEIR, Asyncval, Tevatron, Pyserini);
-`.tsv` and `.txt` hold tab-separated columns (MS MARCO, DPR). Each may end in `.gz`.
+A source is a file, or a folder of shards, which are read in the order of their names.
+`.jsonl` and `.json` files have one JSON object per line (BEIR, Asyncval, Tevatron, Pyserini).
+`.tsv` and `.txt` files have tab-separated columns (MS MARCO, DPR). All may end in `.gz`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ TEXT_KEYS = ("text", "query", "contents", "passage")
 _COLUMNS = {2: ("id", "text"), 3: ("id", "title", "text"), 4: ("id", "url", "title", "text")}
 _JSON, _TSV = ("jsonl", "json"), ("tsv", "txt")
 _ENDINGS = ", ".join(f".{ending}" for ending in _JSON + _TSV)
-# JSON can spell half a surrogate pair, which no tokenizer takes.
+# JSON can express half a surrogate pair, which tokenizers reject.
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _BLOCK = 1 << 20
 _GZIP = b"\x1f\x8b"
 
 
 def read_texts(source: Path) -> Iterator[Text]:
-    """Yields the texts of a file or a folder of shards, in order, never all in memory.
+    """Yields the texts of a file or of a folder of shards, in order.
 
-    Blanks around an id go, as they do in qrels. Ids may repeat: who needs them unique
-    finds out and then asks `find_lines`.
+    Only one text is in memory at a time. Blanks around an id are removed, as in qrels. An id
+    may occur more than once; see `duplicate_id`.
 
     Raises:
-      DataError: a line or a file cannot be used, or there is no text at all.
+      DataError: A line or a file cannot be used, or there is no text.
     """
     return (text for _, _, text in _located(source))
 
 
 def counted(texts: Iterable[Text], bar: Bar) -> Iterator[Text]:
-    """The same texts, a unit of the bar each."""
+    """Yields the same texts, and advances the progress bar by one for each."""
     with bar:
         for text in texts:
             bar.update(1)
@@ -53,31 +53,44 @@ def counted(texts: Iterable[Text], bar: Bar) -> Iterator[Text]:
 
 
 def find_lines(source: Path, id: str) -> list[str]:
-    """Where texts of this id stand, each as `path:line`."""
+    """Returns the lines of the texts with this id, each as `path:line`."""
     return [f"{path}:{number}" for path, number, text in _located(source) if text.id == id]
 
 
-def render(text: Text, template: str, prefix: str) -> str | tuple[int, ...]:
-    """What the encoder reads: prefix, then title and text as the template joins them.
+def duplicate_id(id: str, lines: Sequence[str]) -> DataError:
+    """Returns the error for an id that occurs more than once, on the lines of `find_lines`."""
+    return DataError(
+        f"id {id!r} occurs {len(lines)} times ({', '.join(lines[:3])}):"
+        " ids must be unique, remove or rename one"
+    )
 
-    Blanks around the joined text go; those of the prefix (`passage: `) stay. Token ids
-    pass as they are.
+
+def render(text: Text, template: str, prefix: str) -> str | tuple[int, ...]:
+    """Returns what is tokenized: the prefix, then title and text, joined by the template.
+
+    Blanks around the joined text are removed; those of the prefix (`passage: `) are kept.
+    Token ids are returned as they are.
+
+    Args:
+      text: The text.
+      template: A template with the field `{text}` and perhaps `{title}`.
+      prefix: The prefix; may be empty.
 
     Raises:
-      DataError: a prefix is asked for and the text is token ids.
+      DataError: The text is token ids, and there is a prefix.
     """
     if isinstance(text.text, str):
         return prefix + template.format(title=text.title, text=text.text).strip()
     if prefix:
         raise DataError(
-            f"text {text.id!r} is token ids, so the prefix {prefix!r} cannot be put before it: "
-            "tokenize the file with the prefix in it and leave the flag empty, or give strings"
+            f"text {text.id!r} is token ids, so the prefix {prefix!r} cannot be put before it:"
+            " tokenize the file with the prefix and set an empty prefix, or give strings"
         )
     return text.text
 
 
 def check_template(template: str) -> None:
-    """Raises UserError unless `{text}`, and at most `{title}`, are the template's fields."""
+    """Raises UserError unless the fields are `{text}`, or `{text}` and `{title}`."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -85,18 +98,19 @@ def check_template(template: str) -> None:
     fields = {part[1:] for part in parts if part[1] is not None}
     title, text = ("title", "", None), ("text", "", None)
     if not fields <= {title, text}:
-        raise _template_error(template, "it has another field than plain {title} and {text}")
+        raise _template_error(template, "it has a field other than {title} and {text}")
     if text not in fields:
-        raise _template_error(template, "no {text} in it")
+        raise _template_error(template, "it has no field {text}")
 
 
 def digest(source: Path) -> str:
-    """SHA-256, in hex, of the bytes of the file or of the shards and where they divide.
+    """Returns the SHA-256, in hex, of the bytes of a file, or of a folder's shards.
 
-    Names do not count beyond the order they give: a copy elsewhere has the same digest.
+    The names of files count only for the order of shards: a copy elsewhere has the same
+    digest.
 
     Raises:
-      DataError: a file cannot be read.
+      DataError: A file cannot be read.
     """
     whole = hashlib.sha256()
     for path in _shards(source):
@@ -105,12 +119,12 @@ def digest(source: Path) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line) of a UTF-8 file, plain or .gz; no blank lines.
+    """Yields (line number, line) of a UTF-8 file, plain or .gz, without blank lines.
 
-    A byte order mark and the line ends, `\\n` or `\\r\\n`, are taken off.
+    Numbers start from 1. A byte order mark and the line ends (LF or CRLF) are removed.
 
     Raises:
-      DataError: the file cannot be opened, unpacked or decoded.
+      DataError: The file cannot be opened, unpacked or decoded.
     """
     number = 0
     try:
@@ -120,23 +134,26 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line and not line.isspace():
                     yield number, line
     except UnicodeDecodeError as error:
-        what = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
-        zipped = number == 1 and error.object.startswith(_GZIP)
-        remedy = "it is gzip, name it .gz" if zipped else "save the file as UTF-8"
-        raise DataError(f"{path}:{number}: {what}: {remedy}") from error
+        problem = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+        is_gzip = number == 1 and error.object.startswith(_GZIP)
+        remedy = "it is gzip, name it .gz" if is_gzip else "save the file as UTF-8"
+        raise DataError(f"{path}:{number}: {problem}: {remedy}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = f"cut short or not gzip ({error})"
-        remedy = "copy or compress it again, or drop .gz from its name"
-        raise DataError(f"{path}:{number + 1}: {what}: {remedy}") from error
+        problem = f"cut short or not gzip ({error})"
+        remedy = "copy or compress it again, or remove .gz from its name"
+        raise DataError(f"{path}:{number + 1}: {problem}: {remedy}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
 def fields(line: str, counts: Container[int]) -> list[str]:
-    """The columns of a line of qrels or of a run, without the blanks around them.
+    """Returns the columns of a line of qrels or of a run, without blanks around them.
 
-    Tabs divide it if that gives one of these counts, so that ids may hold blanks within;
-    else blanks do.
+    Args:
+      line: The line.
+      counts: Numbers of columns that the format allows. If tabs separate one of these
+        numbers, columns are separated by tabs, and ids may contain blanks; otherwise columns
+        are separated by blanks.
     """
     columns = [column.strip() for column in line.split("\t")]
     return columns if len(columns) in counts else line.split()
@@ -156,11 +173,11 @@ def _located(source: Path) -> Iterator[tuple[Path, int, Text]]:
                 empty = False
                 yield path, number, text
     if empty:
-        raise DataError(f"{source}: no text in it: check that it was written whole")
+        raise DataError(f"{source}: there is no text in it: check that the file is complete")
 
 
 def _shards(source: Path) -> list[Path]:
-    """The file itself, or the folder's files of a known ending, by name."""
+    """Returns the file itself, or the folder's files with a known ending, by name."""
     try:
         if not source.is_dir():
             return [source]
@@ -168,7 +185,9 @@ def _shards(source: Path) -> list[Path]:
     except OSError as error:
         raise _unreadable(source, error) from error
     if not shards:
-        raise DataError(f"{source}: nothing to read in it: put {_ENDINGS} files there (or .gz)")
+        raise DataError(
+            f"{source}: there is no file to read in it: add {_ENDINGS} files (or .gz)"
+        )
     return shards
 
 
@@ -178,7 +197,7 @@ def _is_shard(path: Path) -> bool:
 
 
 def _ending(path: Path) -> str:
-    """The ending that tells the format: `tsv` for `corpus.tsv.gz`."""
+    """Returns the ending that names the format: `tsv` for `corpus.tsv.gz`."""
     return path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
@@ -199,13 +218,13 @@ def _file_digest(path: Path) -> bytes:
 
 
 def _parser(path: Path) -> Callable[[str], Text | None]:
-    """What turns a line of this file into a text (None: the line is a header)."""
+    """Returns a function that parses a line of the file; it returns None for a header."""
     ending = _ending(path)
     if ending in _JSON:
         return _json_text
     if ending in _TSV:
         return partial(_tsv_text, _columns(path))
-    raise DataError(f"{path}: unknown ending: name it one of {_ENDINGS}, each plain or .gz")
+    raise DataError(f"{path}: unknown ending: use one of {_ENDINGS}, plain or .gz")
 
 
 def _json_text(line: str) -> Text:
@@ -213,14 +232,14 @@ def _json_text(line: str) -> Text:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = str(error).replace("line 1 column", "column")
-        raise ValueError(f"broken JSON ({reason}): write one whole object a line") from error
+        raise ValueError(f"broken JSON ({reason}): write one object per line") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{_shown(record)} is not a JSON object: write one object a line")
+        raise ValueError(f"{_shown(record)} is not a JSON object: write one object per line")
     return _text(record)
 
 
 def _columns(path: Path) -> tuple[str, ...]:
-    """The columns' names: the header's, else by their number in the first line."""
+    """Returns the names of the columns: the header, or by their number in the first line."""
     first = next((tuple(line.split("\t")) for _, line in lines(path)), ())
     if _is_header(first):
         return first
@@ -235,8 +254,8 @@ def _tsv_text(columns: tuple[str, ...], line: str) -> Text | None:
     cells = tuple(line.split("\t"))
     if len(cells) != len(columns):
         raise ValueError(
-            f"{len(cells)} tab-separated columns where {'<TAB>'.join(columns)} is expected: "
-            "give each line as many columns as the first, with no tab inside the text"
+            f"{len(cells)} tab-separated columns where {'<TAB>'.join(columns)} is expected:"
+            " give each line as many columns as the first, without tabs in the text"
         )
     if cells == columns and _is_header(cells):
         return None
@@ -274,32 +293,32 @@ def _body(record: dict[str, Any]) -> str | tuple[int, ...]:
 
 
 def _key(record: dict[str, Any], keys: Sequence[str], what: str) -> str:
-    """The first of the keys that the record has."""
+    """Returns the first of the keys that the record has."""
     for key in keys:
         if key in record:
             return key
-    present = _shown(list(record))
-    raise ValueError(f"no {what} among its keys {present}: name it one of {', '.join(keys)}")
+    names = ", ".join(keys)
+    raise ValueError(f"no {what} among its keys {_shown(list(record))}: use one of {names}")
 
 
 def _string(key: str, value: Any, wanted: str = "a string") -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key!r} is {_shown(value)}: write {wanted}")
     if not value.isascii() and _HALF_PAIR.search(value):
-        raise ValueError(f"{key!r} holds half a surrogate pair: replace it by \\ufffd")
+        raise ValueError(f"{key!r} contains half a surrogate pair: replace it by \\ufffd")
     return value
 
 
 def _shown(value: Any) -> str:
-    """The value as JSON, on one line and short."""
+    """Returns the beginning of the value as JSON, on one line."""
     return json.dumps(value)[:60]
 
 
-def _template_error(template: str, what: str) -> UserError:
-    remedy = "use {text} and, if wanted, {title}, as in '{title} {text}'"
-    return UserError(f"`passage_template={template!r}`: {what}: {remedy}")
+def _template_error(template: str, problem: str) -> UserError:
+    remedy = "use {text} and optionally {title}, as in '{title} {text}'"
+    return UserError(f"`passage_template={template!r}`: {problem}: {remedy}")
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    what = error.strerror or str(error)
-    return DataError(f"{path}: {what}: check the path and who may read it")
+    problem = error.strerror or str(error)
+    return DataError(f"{path}: {problem}: check the path and its permissions")

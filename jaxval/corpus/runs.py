@@ -1,4 +1,4 @@
-"""Reads run files: the passages that a system found for each query, in order of rank."""
+"""Reads run files: the passages that a system retrieved for each query, by rank."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from jaxval.corpus.readers import fields, lines
 from jaxval.errors import DataError
 
 Candidates = Mapping[str, tuple[str, ...]]
-"""query id -> passage ids, best first, none twice."""
+"""query id -> passage ids, best first, without duplicates."""
 
 _FORMS = {3: "'query document rank'", 6: "'query Q0 document rank score tag'"}
 _RANK = re.compile(r"[+-]?[0-9]{1,18}")
 _Top = list[tuple[int, int, str]]
-"""A heap of (-rank, -line number, passage id): the worst is on top."""
+"""A heap of (-rank, -line number, passage id), with the worst passage on top."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run file says of the queries it was read for.
+    """The rankings of a run file for the queries that it was read for.
 
     Attributes:
-      path: the file.
-      hits: of each of these queries that it names, the passages it ranks highest.
-      others: how many other queries it names.
+      path: The file.
+      hits: query id -> the highest ranked passages. Queries that the file lacks are absent.
+      others: Number of other queries in the file.
     """
 
     path: Path
@@ -36,7 +36,13 @@ class Run:
 
 
 def of_another_corpus(run: object, named: Collection[str], corpus: object) -> DataError:
-    """What is wrong with a run, however it is called, whose passages a corpus all lacks."""
+    """Returns the error for a run none of whose passages is in the corpus.
+
+    Args:
+      run: The run's file or setting, for the message.
+      named: Ids of the run's passages.
+      corpus: The corpus, for the message.
+    """
     return DataError(
         f"{run}: none of the passages it names ({min(named)!r}, …) is in {corpus}:"
         " name a run of this corpus"
@@ -44,16 +50,21 @@ def of_another_corpus(run: object, named: Collection[str], corpus: object) -> Da
 
 
 def read_run(path: Path, depth: int, queries: Collection[str]) -> Run:
-    """The `depth` passages that a file, plain or .gz, ranks highest for each of these queries.
+    """Reads the `depth` highest ranked passages of each query.
 
-    A line is `query Q0 document rank score tag` (TREC) or `query document rank` (MS MARCO),
-    the same in the whole file; tabs divide it, else blanks. The rank column decides, and
-    among equal ranks the order of the lines; they need not be sorted, and where they are, it
-    is the first `depth` lines of each query, as Asyncval's splitter takes them. A passage
-    that a query names twice takes two of them. In memory are queries x depth passages.
+    Every line is `query Q0 document rank score tag` (TREC), or every line is `query document
+    rank` (MS MARCO). Columns are separated by tabs or by blanks. Lines need not be sorted.
+    The rank column decides, and the order of the lines among equal ranks; in a sorted file
+    these are the first `depth` lines of each query, as Asyncval's splitter takes them. A
+    passage that occurs twice for a query counts twice. Memory holds queries x depth passages.
+
+    Args:
+      path: The file, plain or .gz.
+      depth: Number of passages of each query.
+      queries: Ids of the queries to keep.
 
     Raises:
-      DataError: a line cannot be used, there is none, or none is of these queries.
+      DataError: A line cannot be used, there is no line, or no line is of these queries.
     """
     tops: dict[str, _Top] = {}
     others: set[str] = set()
@@ -92,22 +103,22 @@ def _ranked(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
 
 def _entry(columns: list[str], width: int) -> tuple[str, str, int]:
     if len(columns) != width or width not in _FORMS:
-        wanted = _FORMS.get(width, " or ".join(_FORMS.values()))
-        raise ValueError(f"{len(columns)} columns: write each line as {wanted}")
+        form = _FORMS.get(width, " or ".join(_FORMS.values()))
+        raise ValueError(f"{len(columns)} columns: write each line as {form}")
     query = columns[0]
     passage, rank = columns[2:4] if width == 6 else columns[1:3]
     if not (query and passage):
         raise ValueError(f"an empty id: write each line as {_FORMS[width]}")
     if not _RANK.fullmatch(rank):
-        raise ValueError(f"{rank!r} is not a rank: write a whole number, 1 for the best")
+        raise ValueError(f"{rank!r} is not a rank: write an integer, 1 for the best")
     return query, passage, int(rank)
 
 
 def _unusable(path: Path, queries: Collection[str], others: set[str]) -> DataError:
     if not others:
         return DataError(f"{path}: no line in it: write lines of {_FORMS[6]}")
-    mine, given = min(others), next(iter(queries))
+    other, judged = min(others), next(iter(queries))
     return DataError(
-        f"{path}: none of its queries ({mine!r}, …) is among the judged queries ({given!r}, …):"
-        " name a run of these queries"
+        f"{path}: none of its queries ({other!r}, …) is among the judged queries"
+        f" ({judged!r}, …): name a run of these queries"
     )

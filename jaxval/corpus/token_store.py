@@ -1,16 +1,16 @@
-"""The token store: a collection tokenized once, on disk, in the order batches are cut.
+"""Token stores: tokenized texts on disk, sorted by length and padded, ready for batches.
 
-A store is a directory named by the digest of all that went into it:
+A store is a directory, named by the digest of everything that decides its content:
 
     manifest.json     counts, widths, the integer type
     tokens-WIDTH.bin  [count, width], padded on the right: a batch is a contiguous slice
-    lengths.bin       [passages] uint16, in the order of the buckets
-    rows.bin          [passages] int64, the row in document order of each position
-    ids.bin, ends.bin the ids' bytes, and where each ends
-    hashes.bin        [passages] uint64, of the ids in document order
+    lengths.bin       [texts] uint16, in the order of the buckets
+    rows.bin          [texts] int64, the row in document order of each position
+    ids.bin, ends.bin the bytes of all ids, and the end of each
+    hashes.bin        [texts] uint64, hashes of the ids in document order
 
-It is built by one pass over the texts and one over their tokens, never whole in memory,
-under another name, and renamed when whole.
+It is built in one pass over the texts and one over their tokens, which are never all in
+memory. It is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxval.atomic import make_partial, publish_folder, sweep
-from jaxval.corpus.readers import render
+from jaxval.corpus.readers import duplicate_id, render
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.errors import DataError
 from jaxval.records import Bar, Text
@@ -45,9 +45,9 @@ class Recipe:
     """How a text becomes tokens.
 
     Attributes:
-      template: of title and text, e.g. `{title} {text}`.
-      prefix: put before the result, e.g. `passage: `.
-      max_len: tokens at most, special tokens included.
+      template: Joins title and text, e.g. `{title} {text}`.
+      prefix: Text before the result, e.g. `passage: `.
+      max_len: Maximum number of tokens, including special tokens.
     """
 
     template: str
@@ -57,7 +57,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The texts that are padded to one width: positions start to start + count."""
+    """Texts that are padded to the same width.
+
+    Attributes:
+      width: Number of tokens, including padding.
+      start: Position of the first text in the store.
+      count: Number of texts.
+    """
 
     width: int
     start: int
@@ -66,16 +72,18 @@ class Bucket:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """A tokenized collection on disk. Arrays are memory-mapped when first used.
+    """Tokenized texts on disk. Arrays are memory-mapped when they are first used.
+
+    A text's row is its place in document order; its position is its place in the store.
 
     Attributes:
-      path: its directory.
-      digest: of the texts, the tokenizer and the recipe.
-      count: texts in it.
-      tokens: their tokens, padding not counted.
-      full: how many texts reach max_len, and so may have been cut.
-      dtype: of the token ids.
-      buckets: from the narrowest to the widest.
+      path: The store's directory.
+      digest: Digest of the texts, the tokenizer and the recipe.
+      count: Number of texts.
+      tokens: Number of tokens, without padding.
+      full: Number of texts that reach `max_len`, and so may be truncated.
+      dtype: The dtype of the token ids.
+      buckets: The buckets, from the narrowest to the widest.
     """
 
     path: Path
@@ -88,26 +96,26 @@ class TokenStore:
 
     @property
     def padded(self) -> int:
-        """Tokens with their padding."""
+        """Number of tokens, including padding."""
         return sum(bucket.width * bucket.count for bucket in self.buckets)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[count] uint16, by position."""
+        """[count] uint16: number of tokens of the text at each position."""
         return np.memmap(self.path / "lengths.bin", np.uint16, "r")
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """[count] int64: the row in document order of each position."""
+        """[count] int64: row of the text at each position."""
         return np.memmap(self.path / "rows.bin", np.int64, "r")
 
     def matrix(self, bucket: Bucket) -> np.ndarray:
-        """[bucket.count, bucket.width] token ids."""
+        """Returns the token ids of a bucket, [bucket.count, bucket.width]."""
         path = self.path / f"tokens-{bucket.width}.bin"
         return np.memmap(path, self.dtype, "r", shape=(bucket.count, bucket.width))
 
     def ids(self, rows: np.ndarray) -> list[str]:
-        """The ids at these rows."""
+        """Returns the ids of the texts at these rows, [n] int64."""
         ends, data = self._id_bytes
         starts = np.where(rows > 0, ends[rows - 1], 0)
         return [
@@ -116,14 +124,14 @@ class TokenStore:
         ]
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        """The row of each of these ids that is in the collection."""
+        """Returns the row of each id; ids that are not in the store are left out."""
         order, hashes = self._sorted_hashes
         wanted = _hashes(ids)
-        at = np.minimum(np.searchsorted(hashes, wanted), self.count - 1)
+        indices = np.minimum(np.searchsorted(hashes, wanted), self.count - 1)
         return {
-            id_: int(order[place])
-            for id_, place, hash_ in zip(ids, at, wanted, strict=True)
-            if hashes[place] == hash_
+            id_: int(order[index])
+            for id_, index, hash_ in zip(ids, indices, wanted, strict=True)
+            if hashes[index] == hash_
         }
 
     @functools.cached_property
@@ -139,7 +147,13 @@ class TokenStore:
 
 
 def digest(origin: str, tokenizer: Tokenizer, recipe: Recipe) -> str:
-    """The name of the store of these texts (`origin` is their digest)."""
+    """Returns the name of a store.
+
+    Args:
+      origin: Digest of the texts.
+      tokenizer: Converts them to token ids.
+      recipe: How they are rendered.
+    """
     content = [_VERSION, origin, tokenizer.digest, asdict(recipe)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
@@ -154,19 +168,19 @@ def open_or_build(
     find_lines: Callable[[str], list[str]],
     bar: Callable[[], Bar],
 ) -> TokenStore:
-    """The store of these texts in `directory`, built unless it is there.
+    """Opens the store of these texts in `directory`, and builds it first if it is missing.
 
     Args:
-      directory: holds any number of stores.
-      texts: read only if the store is to be built.
-      origin: a digest of the texts.
-      tokenizer: makes the ids.
-      recipe: how.
-      find_lines: where an id stands, for the message about a duplicate.
-      bar: shows the progress of building, a unit a text.
+      directory: Contains any number of stores.
+      texts: The texts. Read only if the store is built.
+      origin: Digest of the texts.
+      tokenizer: Converts them to token ids.
+      recipe: How they are rendered.
+      find_lines: Returns the lines of an id, for the message about a duplicate.
+      bar: Returns a progress bar for building, which counts texts.
 
     Raises:
-      DataError: there is no text, or an id stands twice.
+      DataError: There is no text, an id occurs twice, or the directory cannot be written.
     """
     name = digest(origin, tokenizer, recipe)
     sweep(directory.glob("*.partial"))
@@ -226,7 +240,12 @@ def _tokenize(
     dtype: np.dtype[Any],
     bar: Bar,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Writes ragged.bin and the ids, in document order; returns lengths and id hashes."""
+    """Writes ragged.bin and the ids, in document order.
+
+    Returns:
+      The number of tokens of each text, [texts] int64, and the hashes of the ids, [texts]
+      uint64.
+    """
     lengths, hashes, end = [], [], 0
     with (path / "ragged.bin").open("wb") as ragged, _IdFiles(path) as ids:
         for block in _blocks(texts, _BLOCK):
@@ -238,12 +257,12 @@ def _tokenize(
             end = ids.write([text.id.encode() for text in block], end)
             bar.update(len(block))
     if not lengths:
-        raise DataError("no text in it")
+        raise DataError("there is no text to tokenize")
     return np.concatenate(lengths), np.concatenate(hashes)
 
 
 class _IdFiles:
-    """ids.bin, ends.bin and hashes.bin while they are written."""
+    """Writes ids.bin and ends.bin."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -258,7 +277,7 @@ class _IdFiles:
         self._ends.close()
 
     def write(self, ids: Sequence[bytes], end: int) -> int:
-        """Appends a block; returns where the ids end now."""
+        """Appends ids, and returns the new end of ids.bin, in bytes."""
         ends = end + np.cumsum([len(id_) for id_ in ids])
         self._ids.write(b"".join(ids))
         self._ends.write(ends.astype(np.int64).data)
@@ -279,41 +298,39 @@ def _hashes(ids: Sequence[str]) -> np.ndarray:
 def _check_unique(
     hashes: np.ndarray, path: Path, find_lines: Callable[[str], list[str]]
 ) -> None:
-    # Never by ndarray.tofile: it says nothing of a full disk.
+    """Writes hashes.bin; raises DataError if an id occurs twice."""
+    # Not with ndarray.tofile, which ignores a full disk.
     (path / "hashes.bin").write_bytes(hashes.data)
     order = np.argsort(hashes, kind="stable")
-    same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    if len(same) == 0:
+    duplicates = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if len(duplicates) == 0:
         return
-    first = order[same[0]]
+    row = order[duplicates[0]]
     ends = np.fromfile(path / "ends.bin", np.int64)
     data = (path / "ids.bin").read_bytes()
-    id_ = data[ends[first - 1] if first else 0 : ends[first]].decode()
-    found = find_lines(id_)
-    raise DataError(
-        f"id {id_!r} stands {len(found)} times ({', '.join(found[:3])}):"
-        " ids must be unique, remove or rename one"
-    )
+    id_ = data[ends[row - 1] if row else 0 : ends[row]].decode()
+    raise duplicate_id(id_, find_lines(id_))
 
 
 def choose_widths(histogram: np.ndarray, max_len: int) -> list[int]:
-    """The fewest widths, multiples of 8, that waste at most 5% on padding.
+    """Returns the fewest widths with which at most 5% of all tokens are padding.
 
-    Where no 16 widths are that good, the best 16. By dynamic programming over the widths:
-    the cheapest way to cover all lengths up to a width with so many widths.
+    Widths are multiples of 8. If 16 widths are not enough, returns the best 16. They are
+    found by dynamic programming: `best[j]` is the lowest cost of covering all lengths up to
+    the j-th candidate width with the current number of widths.
 
     Args:
-      histogram: [longest + 1], how many texts have each length.
-      max_len: no width exceeds it, as encoders may have no position beyond.
+      histogram: [longest + 1], the number of texts of each length.
+      max_len: No width exceeds it, because an encoder may have no position beyond it.
     """
     steps = max(1, -(-(len(histogram) - 1) // _WIDTH_STEP))
     counts = np.zeros(steps * _WIDTH_STEP + 1)
     counts[: len(histogram)] = histogram
-    upto = np.cumsum(counts)[::_WIDTH_STEP]  # texts no longer than each candidate
+    upto = np.cumsum(counts)[::_WIDTH_STEP]  # number of texts no longer than each candidate
     upto[0] = 0  # a text without tokens still takes a row
-    most = min(_MAX_WIDTHS, int(np.count_nonzero(np.diff(upto))))  # so that no width is empty
+    most = min(_MAX_WIDTHS, int(np.count_nonzero(np.diff(upto))))  # no width is empty
     grid = np.minimum(np.arange(steps + 1) * _WIDTH_STEP, max_len)
-    cost = (upto[None, :] - upto[:, None]) * grid[None, :]  # of covering (i, j] by width j
+    cost = (upto[None, :] - upto[:, None]) * grid[None, :]  # lengths (i, j] with width j
     cost[np.tril_indices(steps + 1)] = np.inf
     tokens = float(np.arange(len(counts)) @ counts)
     best, choices = cost[0], [np.zeros(steps + 1, int)]
@@ -335,7 +352,11 @@ def _backtrack(choices: list[np.ndarray], last: int) -> list[int]:
 def _scatter(
     path: Path, lengths: np.ndarray, widths: list[int], dtype: np.dtype[Any], pad: int
 ) -> list[int]:
-    """Copies the ragged tokens into one padded matrix a width; returns their heights."""
+    """Copies ragged.bin into a padded matrix for each width.
+
+    Returns:
+      The number of rows of each matrix.
+    """
     bucket_of = np.searchsorted(widths, lengths)
     order = np.argsort(bucket_of, kind="stable")
     (path / "rows.bin").write_bytes(order.astype(np.int64).data)
@@ -346,9 +367,9 @@ def _scatter(
             block = lengths[start : start + _BLOCK]
             flat = np.fromfile(ragged, dtype, int(block.sum()))
             for index in np.unique(bucket_of[start : start + _BLOCK]):
-                chosen = bucket_of[start : start + _BLOCK] == index
-                taken = flat[np.repeat(chosen, block)]
-                files[index].write(_pad(taken, block[chosen], widths[index], pad).data)
+                selected = bucket_of[start : start + _BLOCK] == index
+                tokens = flat[np.repeat(selected, block)]
+                files[index].write(_pad(tokens, block[selected], widths[index], pad).data)
         for file in files:
             file.close()
     return [int(count) for count in np.bincount(bucket_of, minlength=len(widths))]

@@ -1,4 +1,4 @@
-"""The fast tokenizer of a model folder, on all cores, with a digest of what it does."""
+"""The fast tokenizer of a model folder, with a digest of its settings."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts to token ids, with the special tokens around them.
+    """Converts texts to token ids, and adds special tokens.
 
     Attributes:
-      backend: a `tokenizers.Tokenizer`.
-      opening, closing: the special tokens that stand before and after a text.
-      pad: the token id on padding; no encoder sees it unmasked.
-      vocabulary: how many ids there are.
-      digest: of everything that decides which ids a text gets.
+      backend: A `tokenizers.Tokenizer`.
+      opening: The special tokens before a text.
+      closing: The special tokens after a text.
+      pad: The token id of padding, which is always masked.
+      vocabulary: Number of token ids.
+      digest: Digest of everything that decides which ids a text gets.
     """
 
     backend: Any
@@ -40,9 +41,14 @@ class Tokenizer:
     digest: str
 
     def encode(self, texts: Sequence[str | tuple[int, ...]], max_len: int) -> list[list[int]]:
-        """Token ids of each text, at most `max_len` of them, special tokens included.
+        """Returns the token ids of each text. Strings are tokenized on all cores.
 
-        A text that is a tuple of token ids already only gets the special tokens.
+        Args:
+          texts: The texts. Token ids are kept, and get the special tokens.
+          max_len: Maximum number of tokens of a text, including special tokens.
+
+        Raises:
+          DataError: A token id is not in the vocabulary.
         """
         self.backend.enable_truncation(max_len)
         strings = iter(
@@ -56,18 +62,18 @@ class Tokenizer:
     def _wrap(self, ids: tuple[int, ...], max_len: int) -> list[int]:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary:
             raise DataError(
-                f"a text of token ids holds {max(ids)}, and the tokenizer has only"
-                f" {self.vocabulary}: `tokenizer` is not the one that made them"
+                f"a text of token ids contains {max(ids)}, but the tokenizer has only"
+                f" {self.vocabulary} ids: set `tokenizer` to the one that made them"
             )
         room = max_len - len(self.opening) - len(self.closing)
         return [*self.opening, *ids[:room], *self.closing]
 
 
 def load(name: str) -> Tokenizer:
-    """The tokenizer of a folder or of a name on the Hugging Face hub.
+    """Loads the tokenizer of a folder or of a name on the Hugging Face hub.
 
     Raises:
-      EncoderError: there is none, or it has no fast form.
+      EncoderError: There is none, or it has no fast version.
     """
     _check_folder(name)
     from transformers import AutoTokenizer  # slow to import: not before it is needed
@@ -77,34 +83,42 @@ def load(name: str) -> Tokenizer:
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(
-            f"`tokenizer={name}`: no tokenizer could be loaded ({first[:200]})."
-            " Give a folder that holds tokenizer.json"
+            f"`tokenizer={name}`: no tokenizer could be loaded ({first[:200]}):"
+            " name a folder that contains tokenizer.json"
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise EncoderError(
-            f"`tokenizer={name}`: it has no fast form."
-            " Save it with tokenizer.json, by transformers' convert_slow_tokenizer"
+            f"`tokenizer={name}`: it has no fast version: save it as tokenizer.json with"
+            " transformers' convert_slow_tokenizer"
         )
     return wrap(backend, pad=loaded.pad_token_id or 0)
 
 
 def _check_folder(name: str) -> None:
-    """Transformers makes an empty tokenizer of a folder that has none, without a word."""
+    """Raises EncoderError for a folder without a tokenizer.
+
+    Transformers would silently make an empty tokenizer.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if name.startswith(("/", ".", "~")):
-            raise EncoderError(f"`tokenizer={name}`: no such folder")
-        return  # a hub's name
+            raise EncoderError(f"`tokenizer={name}`: there is no such folder: check the path")
+        return  # a name on the hub
     if not any((folder / file).is_file() for file in _FILES):
         raise EncoderError(
             f"`tokenizer={name}`: there is no tokenizer in it (none of {', '.join(_FILES)}):"
-            " copy it beside config.json, or name its folder with `tokenizer`"
+            " copy its files there, or set `tokenizer` to its folder"
         )
 
 
 def wrap(backend: Any, *, pad: int = 0) -> Tokenizer:
-    """A Tokenizer over a `tokenizers.Tokenizer`."""
+    """Returns a Tokenizer for a `tokenizers.Tokenizer`, without its padding and truncation.
+
+    Args:
+      backend: The `tokenizers.Tokenizer`.
+      pad: The token id of padding.
+    """
     backend.no_padding()
     backend.no_truncation()
     bare = backend.encode("a", add_special_tokens=False).ids

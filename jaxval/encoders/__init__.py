@@ -1,4 +1,4 @@
-"""Encoders: the adapter for any Flax module, and the families built in.
+"""Encoders: adapters for modules and functions, the user's factories, and model families.
 
-Nothing is imported here on purpose: a room above imports the one file it needs.
+The package imports nothing itself, so importing one of its modules does not load the others.
 """

@@ -1,8 +1,7 @@
-"""BERT in Flax linen, under the parameter names of transformers 4's FlaxBertModel.
+"""BERT in Flax linen, with the parameter names of FlaxBertModel of transformers 4.
 
-What was trained with FlaxBertModel restores as it is; a pooler, if there is one, is not
-asked for. There is no dropout: this is for encoding. Equations: `modeling_bert.py` of
-huggingface/transformers.
+Checkpoints of FlaxBertModel can be restored without conversion; a pooler in them is not read.
+There is no dropout. Equations: `modeling_bert.py` of huggingface/transformers.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -23,9 +22,19 @@ from jaxval.encoders.entries import Limit, read, require, require_multiple
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The entries of config.json that shape the encoder, with transformers' defaults.
+    """The entries of config.json that define the encoder, with the defaults of transformers.
 
-    Without token types (type_vocab_size 0) there is no table of them.
+    Attributes:
+      vocab_size: rows of the table of word embeddings.
+      hidden_size: components of a token state.
+      num_hidden_layers: number of layers.
+      num_attention_heads: heads of each attention.
+      intermediate_size: components between the dense layers of a feed-forward part.
+      hidden_act: the activation between them, a key of blocks.ACTIVATIONS.
+      max_position_embeddings: rows of the table of position embeddings.
+      type_vocab_size: rows of the table of token types; 0 for a model without token types.
+      layer_norm_eps: the epsilon of layer norms.
+      initializer_range: the standard deviation of initial parameters.
     """
 
     vocab_size: int = 30522
@@ -45,10 +54,10 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Reads what config.json holds; entries that do not matter here are passed over.
+        """Reads the entries of config.json, and ignores those that have no effect here.
 
         Raises:
-          EncoderError: it describes a model that this module does not compute.
+          EncoderError: they describe a model that is not supported.
         """
         require(config, "position_embedding_type", ["absolute"], "absolute")
         require(config, "is_decoder", [False], False)
@@ -57,48 +66,53 @@ class BertConfig:
 
     @property
     def limit(self) -> Limit:
-        """How long a text may be."""
+        """The maximum length of a text."""
         return Limit(self.max_position_embeddings)
 
 
 class Bert(Part):
-    """(ids [batch, length] int32, mask [batch, length] bool) -> [batch, length, hidden].
+    """BERT without a head, from texts to token states.
 
-    Padding may have any width on the right; it changes no unpadded position's state.
+    Texts may have any amount of padding on the right, which does not change the states of
+    other positions.
     """
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token states.
+        """Returns the token states, [batch, length, hidden].
+
+        Args:
+          ids: [batch, length] int32.
+          mask: [batch, length] bool, False on padding.
 
         Raises:
-          EncoderError: length exceeds the position embeddings.
+          EncoderError: length exceeds the number of position embeddings.
         """
         hidden = self.embedded(ids, mask)
         return self.part(_Encoder, "encoder")(hidden, mask)  # type: ignore[no-any-return]
 
     def embedded(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """The states before the first layer, [batch, length, hidden]."""
+        """Returns the states before the first layer, [batch, length, hidden]."""
         check_length(ids, self.config.limit)
-        places = self.places(ids, mask)
-        return self.part(_Embeddings, "embeddings")(ids, places)  # type: ignore[no-any-return]
+        positions = self.positions(ids, mask)
+        return self.part(_Embeddings, "embeddings")(ids, positions)  # type: ignore[no-any-return]
 
-    def places(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """The row of each token in the table of positions, [batch or 1, length]."""
+    def positions(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns each token's row in the table of positions, [batch or 1, length]."""
         del mask
         return jnp.arange(ids.shape[1])[None]
 
 
 class _Embeddings(Part):
     @nn.compact
-    def __call__(self, ids: jax.Array, places: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         config, width = self.config, self.config.hidden_size
         hidden = self.table(config.vocab_size, width, "word_embeddings")(ids)
         if config.type_vocab_size:
             types = self.table(config.type_vocab_size, width, "token_type_embeddings")
             hidden = hidden + types(jnp.zeros((1, 1), jnp.int32))
-        positions = self.table(config.max_position_embeddings, width, "position_embeddings")
-        return self.norm()(hidden + positions(places))  # type: ignore[no-any-return]
+        table = self.table(config.max_position_embeddings, width, "position_embeddings")
+        return self.norm()(hidden + table(positions))  # type: ignore[no-any-return]
 
 
 class _Encoder(Part):
@@ -128,7 +142,7 @@ class _SelfAttention(Part):
 
 
 def feed_forward(layer: Part, hidden: jax.Array) -> jax.Array:
-    """A layer's second half, as its parts `intermediate` and `output`."""
+    """Computes the second half of a layer, with its parts `intermediate` and `output`."""
     inner = layer.part(_Intermediate, "intermediate")(hidden)
     return layer.part(_Output, "output")(inner, hidden)  # type: ignore[no-any-return]
 

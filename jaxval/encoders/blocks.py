@@ -1,11 +1,10 @@
-"""What the families are built of: layers, norms, stacks, and where a token stands.
+"""Building blocks that the families share: layers, norms, stacks and position biases.
 
-Every family keeps the parameter names of its transformers model, so each names its own
-parts; what they have in common is here.
+Each family names its parts itself, because it keeps the parameter names of transformers.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
-# (flax is skipped by mypy, so nn.Module and nn.compact are Any to it.)
+# (mypy skips flax, so nn.Module and nn.compact have the type Any.)
 
 from __future__ import annotations
 
@@ -25,8 +24,10 @@ from jaxval.errors import EncoderError
 
 
 def _gelu(inputs: jax.Array) -> jax.Array:
-    """The exact one. flax's takes erfc, which keeps digits far below what is added to it
-    afterwards, and costs twice as much on CPU.
+    """Computes the exact GELU.
+
+    flax.linen.gelu uses erfc, which takes twice the time on CPUs, for digits that are lost in
+    the following addition.
     """
     return 0.5 * inputs * (1 + jax.lax.erf(inputs * 0.5**0.5))
 
@@ -40,19 +41,19 @@ ACTIVATIONS = {
     "swish": nn.silu,
     "tanh": nn.tanh,
 }
-"""`hidden_act` of config.json -> function. `gelu` is the exact one, with erf."""
+"""`hidden_act` of config.json -> function; `gelu` is the exact one, with erf."""
 
 
 class Part(nn.Module):
-    """What each part of a model has: the config, the dtype and the layers it may use.
+    """The base class of all parts of a model.
 
-    Parameters have the dtype of the computation, so that a restore casts once and no
-    batch casts again; norms keep theirs in float32, and take their statistics in it.
+    Parameters have the dtype of the computation, so that they are cast once, when they are
+    restored. Norms have float32 parameters, and compute their statistics in float32.
 
     Attributes:
-      config: the family's record.
-      dtype: of the computation, float32 or bfloat16.
-      attend: how attention is computed.
+      config: the family's record of config.json.
+      dtype: the dtype of the computation, float32 or bfloat16.
+      attend: the function that computes attention.
     """
 
     config: Any
@@ -60,30 +61,30 @@ class Part(nn.Module):
     attend: Attend = plain
 
     def part(self, kind: type[Part], name: str) -> Any:
-        """A part with the same config, dtype and attention."""
+        """Returns a part with the same config, dtype and attention."""
         return kind(self.config, self.dtype, self.attend, name=name)
 
     def stack(self, kind: type[Part], name: str) -> Any:
-        """The model's layers, named 0, 1, 2, …, each given the states of the one before."""
+        """Returns the model's layers as one part, in which they are named 0, 1, 2, …."""
         return _Stack(self.config, self.dtype, self.attend, kind, name=name)
 
     def dense(self, width: int, name: str = "dense", bias: bool = True) -> Any:
-        """A dense layer."""
+        """Returns a dense layer."""
         init = nn.initializers.normal(self.config.initializer_range)
         dtypes = {"dtype": self.dtype, "param_dtype": self.dtype}
         return nn.Dense(width, use_bias=bias, kernel_init=init, name=name, **dtypes)
 
     def table(self, rows: int, width: int, name: str) -> Any:
-        """An embedding."""
+        """Returns a table of embeddings."""
         init = nn.initializers.normal(self.config.initializer_range)
         return nn.Embed(rows, width, param_dtype=self.dtype, embedding_init=init, name=name)
 
     def norm(self, name: str = "LayerNorm") -> Any:
-        """A layer norm."""
+        """Returns a layer norm."""
         return nn.LayerNorm(self.config.layer_norm_eps, dtype=self.dtype, name=name)
 
     def rms_norm(self, name: str) -> Any:
-        """A norm that neither centers nor shifts."""
+        """Returns an RMS norm, which neither centers nor shifts."""
         return _RmsNorm(self.config.rms_norm_eps, self.dtype, name=name)
 
     def attention(
@@ -94,47 +95,48 @@ class Part(nn.Module):
         *,
         width: int | None = None,
         biased: bool = True,
-        **how: Any,
+        **options: Any,
     ) -> jax.Array:
-        """What all heads attend to, side by side, [batch, length, heads · width].
+        """Returns the attended values of all heads, [batch, length, heads * width].
 
         Args:
           hidden: [batch, length, hidden].
-          mask: [batch, length].
-          names: of the dense layers that make query, key and value.
-          width: of a head; None for an equal share of hidden.
-          biased: whether those layers have biases.
-          how: for `attend`.
+          mask: [batch, length] bool, False on padding.
+          names: the names of the dense layers for query, key and value.
+          width: the components of a head; None for hidden / heads.
+          biased: whether these dense layers have a bias.
+          **options: further arguments of `attend`.
         """
         heads = self.config.num_attention_heads
-        whole = hidden.shape[2] if width is None else heads * width
+        total = hidden.shape[2] if width is None else heads * width
         query, key, value = (
-            split(self.dense(whole, name, biased)(hidden), heads) for name in names
+            split(self.dense(total, name, biased)(hidden), heads) for name in names
         )
-        return self.attend(query, key, value, mask, **how).reshape(*hidden.shape[:2], -1)
+        return self.attend(query, key, value, mask, **options).reshape(*hidden.shape[:2], -1)
 
-    def relative_bias(self, length: int, count: int, furthest: int) -> jax.Array:
-        """A learned bias a head by how far the key is from the query; [heads, length, length].
+    def relative_bias(self, length: int, count: int, max_distance: int) -> jax.Array:
+        """Returns the learned bias by the distance of key and query, [heads, length, length].
 
         Args:
-          length: of the texts.
-          count: buckets of distances, rows of the table.
-          furthest: the distance from which on all are alike.
+          length: the length of the texts.
+          count: the number of buckets of distances, which are the rows of the table.
+          max_distance: the distance from which on all are in one bucket.
         """
         heads = self.config.num_attention_heads
         table = self.table(count, heads, "relative_attention_bias")
-        by_distance: jax.Array = table(jnp.asarray(buckets(length, count, furthest)))
-        here = jnp.arange(length)
-        return by_distance.T[:, here[None, :] - here[:, None] + length - 1].astype(jnp.float32)
+        by_distance: jax.Array = table(jnp.asarray(buckets(length, count, max_distance)))
+        position = jnp.arange(length)
+        distance = position[None, :] - position[:, None]
+        return by_distance.T[:, distance + length - 1].astype(jnp.float32)
 
 
 class _Stack(Part):
     kind: type[Part] = Part
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, *same: Any) -> jax.Array:
+    def __call__(self, hidden: jax.Array, *arguments: Any) -> jax.Array:
         for number in range(self.config.num_hidden_layers):
-            hidden = self.part(self.kind, str(number))(hidden, *same)
+            hidden = self.part(self.kind, str(number))(hidden, *arguments)
         return hidden
 
 
@@ -152,12 +154,12 @@ class _RmsNorm(nn.Module):
 
 
 def split(states: jax.Array, heads: int) -> jax.Array:
-    """[batch, length, heads · width] -> [batch, length, heads, width]."""
+    """Reshapes [batch, length, heads * width] to [batch, length, heads, width]."""
     return states.reshape(*states.shape[:2], heads, -1)
 
 
 def check_length(ids: jax.Array, limit: Limit) -> None:
-    """Raises EncoderError if texts, ids [batch, length], are longer than a model takes."""
+    """Raises EncoderError if texts, ids [batch, length], are too long for a model."""
     if ids.shape[1] > limit.tokens:
         raise EncoderError(
             f"texts of {ids.shape[1]} tokens, but the model has {limit}: lower "
@@ -165,17 +167,23 @@ def check_length(ids: jax.Array, limit: Limit) -> None:
         )
 
 
-def buckets(length: int, count: int, furthest: int) -> np.ndarray:
-    """The bucket of each distance of a key from its query, -length + 1 to length - 1.
+def buckets(length: int, count: int, max_distance: int) -> np.ndarray:
+    """Returns the bucket of each distance between key and query, [2 * length - 1] int.
 
-    Half of them are for keys behind the query. Of each half, half are for one distance
-    each, the others for ever wider ranges. In float32, as the models were trained with;
-    source: `_relative_position_bucket` of transformers' modeling_t5.py.
+    The distances are -length + 1 to length - 1. Half of the buckets are for keys after the
+    query. In each half, the first half of buckets is for one distance each, and the others
+    are for ranges that grow logarithmically. The computation is in float32, as in training;
+    source: `_relative_position_bucket` in modeling_t5.py of transformers.
+
+    Args:
+      length: the length of the texts.
+      count: the number of buckets.
+      max_distance: the distance from which on all are in one bucket.
     """
     distance = np.arange(1 - length, length)
     half, exact = count // 2, count // 4
     away = np.maximum(np.abs(distance), 1).astype(np.float32)
-    spread = np.float32(math.log(furthest / exact))
+    spread = np.float32(math.log(max_distance / exact))
     far = exact + (np.log(away / np.float32(exact)) / spread * (half - exact)).astype(int)
     near = np.where(np.abs(distance) < exact, np.abs(distance), np.minimum(far, half - 1))
     return half * (distance > 0) + near

@@ -1,9 +1,9 @@
-"""Decoders as encoders: Llama, Mistral, Qwen2 and Qwen3, their last token pooled.
+"""Decoders used as encoders: Llama, Mistral, Qwen2 and Qwen3.
 
-Names and tree are those of transformers 4's FlaxLlamaModel and FlaxMistralModel, which
-Qwen's PyTorch models share; an lm_head is not asked for. transformers' Flax models take
-10,000 for rope_theta whatever config.json says; this takes what it says, as PyTorch does.
-Equations: `modeling_llama.py`, `modeling_qwen3.py` and `modeling_rope_utils.py` of
+The parameter tree is that of FlaxLlamaModel and FlaxMistralModel of transformers 4, whose
+names Qwen's PyTorch models share; an lm_head is not read. rope_theta is taken from config.json
+as in PyTorch, where the Flax models of transformers always use 10,000. Equations:
+`modeling_llama.py`, `modeling_qwen3.py` and `modeling_rope_utils.py` of
 huggingface/transformers.
 """
 
@@ -36,22 +36,24 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
 }
-"""Where transformers' defaults are not the record's."""
+"""The defaults of transformers that differ from those of DecoderConfig, by model_type."""
 
-_Turns = tuple[jax.Array, jax.Array]
+_Rotation = tuple[jax.Array, jax.Array]
 """Cosine and sine of the angle of each pair of components, [batch, length, 1, width / 2]."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """How positions turn the heads.
+    """The settings of rotary position embeddings.
 
     Attributes:
       theta: the base of the frequencies.
-      rope_type: `default`, `linear` or `llama3`.
-      factor: by which positions are squeezed.
-      low_freq_factor, high_freq_factor, original_max_position_embeddings: of `llama3`,
-        which squeezes the slow ones alone.
+      rope_type: `default`, `linear` or `llama3`. `llama3` scales only low frequencies.
+      factor: the factor by which `linear` and `llama3` divide frequencies.
+      low_freq_factor: `llama3` scales fully below this number of rotations in
+        original_max_position_embeddings.
+      high_freq_factor: `llama3` does not scale above this number of rotations.
+      original_max_position_embeddings: the number of positions in pretraining, for `llama3`.
     """
 
     theta: float = 10000.0
@@ -62,30 +64,47 @@ class Rope:
     original_max_position_embeddings: int = 8192
 
     def frequencies(self, width: int) -> np.ndarray:
-        """Radians a position, of each pair of a head's components; [width / 2] float32."""
+        """Returns the angle per position of each pair of components, [width / 2] float32.
+
+        Args:
+          width: the components of a head.
+
+        Returns:
+          Angles in radians.
+        """
         exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-        whole = 1 / np.float32(self.theta) ** exponents
+        unscaled = 1 / np.float32(self.theta) ** exponents
         if self.rope_type == "default":
-            return whole
+            return unscaled
         if self.rope_type == "linear":
-            return whole / np.float32(self.factor)
-        turns = self.original_max_position_embeddings * whole / np.float32(2 * math.pi)
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept = np.clip(kept, 0, 1)
-        return ((1 - kept) / self.factor + kept).astype(np.float32) * whole
+            return unscaled / np.float32(self.factor)
+        rotations = self.original_max_position_embeddings * unscaled / np.float32(2 * math.pi)
+        low, high = self.low_freq_factor, self.high_freq_factor
+        kept = np.clip((rotations - low) / (high - low), 0, 1)
+        return ((1 - kept) / self.factor + kept).astype(np.float32) * unscaled
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The entries of config.json that shape the model.
+    """The entries of config.json that define the model.
 
     Attributes:
-      num_key_value_heads: 0 for as many as heads of the query.
-      head_dim: 0 for an equal share of hidden_size.
-      rope: from rope_theta and rope_scaling, or from rope_parameters.
-      window: positions that a layer's attention reaches back; None for all.
-      qkv_bias, out_bias: whether those layers have biases.
-      head_norms: whether the heads of query and key are normed.
+      vocab_size: rows of the table of word embeddings.
+      hidden_size: components of a token state.
+      intermediate_size: components between the dense layers of a feed-forward part.
+      num_hidden_layers: number of layers.
+      num_attention_heads: heads of the query.
+      num_key_value_heads: heads of key and value; 0 for num_attention_heads.
+      head_dim: components of a head; 0 for hidden_size / num_attention_heads.
+      hidden_act: the activation of feed-forward parts, a key of blocks.ACTIVATIONS.
+      max_position_embeddings: the maximum number of positions.
+      rms_norm_eps: the epsilon of norms.
+      initializer_range: the standard deviation of initial parameters.
+      rope: the rotary embeddings, from rope_theta and rope_scaling, or from rope_parameters.
+      window: the number of positions that attention reaches back; None for all.
+      qkv_bias: whether the dense layers of query, key and value have a bias.
+      out_bias: whether the dense layer after attention has a bias.
+      head_norms: whether the heads of query and key are normalized.
     """
 
     vocab_size: int = 32000
@@ -106,18 +125,18 @@ class DecoderConfig:
     head_norms: bool = False
 
     def __post_init__(self) -> None:
-        heads, keys = self.num_attention_heads, self.keys
+        heads, key_heads = self.num_attention_heads, self.key_heads
         if not self.head_dim:
             require_multiple("hidden_size", self.hidden_size, "num_attention_heads", heads)
-        require_multiple("num_attention_heads", heads, "num_key_value_heads", keys)
-        require_multiple("the width of a head", self.width, "the halves of a rotation,", 2)
+        require_multiple("num_attention_heads", heads, "num_key_value_heads", key_heads)
+        require_multiple("head_dim", self.width, "the components of a rotation,", 2)
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Reads what config.json holds; entries that do not matter here are passed over.
+        """Reads the entries of config.json, and ignores those that have no effect here.
 
         Raises:
-          EncoderError: it describes a model that this module does not compute.
+          EncoderError: they describe a model that is not supported.
         """
         name = config["model_type"]
         config = {**_DEFAULTS[name], **config}
@@ -139,37 +158,38 @@ class DecoderConfig:
 
     @property
     def width(self) -> int:
-        """Components of a head."""
+        """The components of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
-    def keys(self) -> int:
-        """Heads of key and value."""
+    def key_heads(self) -> int:
+        """The heads of key and value."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def limit(self) -> Limit:
-        """How long a text may be: within the window all of it is seen."""
+        """The maximum length of a text; it must not exceed the sliding window."""
         if self.window is not None and self.window < self.max_position_embeddings:
             return Limit(
-                self.window, "positions in its sliding window, which cannot slide here"
+                self.window, "positions in its sliding window, and longer texts are unsupported"
             )
         return Limit(self.max_position_embeddings)
 
 
 def _rope(config: Mapping[str, Any]) -> Rope:
-    """Of transformers 5 (rope_parameters) or before it (rope_theta and rope_scaling)."""
-    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    said = {"type": "default", "rope_theta": config.get("rope_theta"), **said}
-    said = {"rope_type": said["type"], **said}
-    # PyTorch takes this one for the pretraining's, if the scaling does not say.
+    """Reads the entries of transformers 5, rope_parameters, or of earlier versions."""
+    entries = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    entries = {"type": "default", "rope_theta": config.get("rope_theta"), **entries}
+    entries = {"rope_type": entries["type"], **entries}
+    # PyTorch uses max_position_embeddings if this entry is missing.
     positions = {"original_max_position_embeddings": config.get("max_position_embeddings")}
-    require({**config, **said}, "rope_type", ["default", "linear", "llama3"], None)
-    require({**config, **said}, "partial_rotary_factor", [1.0, None], None)
-    return read(Rope, {**positions, **said}, renamed={"rope_theta": "theta"})
+    require({**config, **entries}, "rope_type", ["default", "linear", "llama3"], None)
+    require({**config, **entries}, "partial_rotary_factor", [1.0, None], None)
+    return read(Rope, {**positions, **entries}, renamed={"rope_theta": "theta"})
 
 
 def _window(config: Mapping[str, Any]) -> int | None:
+    """Returns the width of the sliding window, or None if no layer uses one."""
     window: int | None = config.get("sliding_window")
     if config["model_type"] == "mistral":
         return window
@@ -181,45 +201,50 @@ def _window(config: Mapping[str, Any]) -> int | None:
 
 
 class Decoder(Part):
-    """(ids [batch, length] int32, mask [batch, length] bool) -> [batch, length, hidden].
+    """A decoder without a head, from texts to token states.
 
-    Padding may have any width on either side; it changes no unpadded position's state.
+    Texts may have any amount of padding on either side, which does not change the states of
+    other positions.
     """
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token states.
+        """Returns the token states, [batch, length, hidden].
+
+        Args:
+          ids: [batch, length] int32.
+          mask: [batch, length] bool, False on padding.
 
         Raises:
-          EncoderError: length exceeds the positions, or the sliding window.
+          EncoderError: length exceeds the number of positions, or the sliding window.
         """
         config = self.config
         check_length(ids, config.limit)
         hidden = self.table(config.vocab_size, config.hidden_size, "embed_tokens")(ids)
-        turns = _turns(mask, config.rope.frequencies(config.width))
-        hidden = self.stack(_Layer, "layers")(hidden, mask, turns)
+        rotation = _rotation(mask, config.rope.frequencies(config.width))
+        hidden = self.stack(_Layer, "layers")(hidden, mask, rotation)
         return self.rms_norm("norm")(hidden)  # type: ignore[no-any-return]
 
 
 class _Layer(Part):
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array, turns: _Turns) -> jax.Array:
+    def __call__(self, hidden: jax.Array, mask: jax.Array, rotation: _Rotation) -> jax.Array:
         normed = self.rms_norm("input_layernorm")(hidden)
-        hidden = hidden + self.part(_Attention, "self_attn")(normed, mask, turns)
+        hidden = hidden + self.part(_Attention, "self_attn")(normed, mask, rotation)
         normed = self.rms_norm("post_attention_layernorm")(hidden)
         return hidden + self.part(_FeedForward, "mlp")(normed)  # type: ignore[no-any-return]
 
 
 class _Attention(Part):
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array, turns: _Turns) -> jax.Array:
+    def __call__(self, hidden: jax.Array, mask: jax.Array, rotation: _Rotation) -> jax.Array:
         config = self.config
         query = self._heads(hidden, config.num_attention_heads, "q")
-        key = self._heads(hidden, config.keys, "k")
-        value = self._heads(hidden, config.keys, "v")
+        key = self._heads(hidden, config.key_heads, "k")
+        value = self._heads(hidden, config.key_heads, "v")
         if config.head_norms:
             query, key = self.rms_norm("q_norm")(query), self.rms_norm("k_norm")(key)
-        query, key = _turned(query, turns), _turned(key, turns)
+        query, key = _rotated(query, rotation), _rotated(key, rotation)
         attended = self.attend(query, key, value, mask, causal=True)
         attended = attended.reshape(*hidden.shape[:2], -1)
         return self.dense(config.hidden_size, "o_proj", config.out_bias)(attended)  # type: ignore[no-any-return]
@@ -238,19 +263,19 @@ class _FeedForward(Part):
         return self.dense(self.config.hidden_size, "down_proj", bias=False)(inner)  # type: ignore[no-any-return]
 
 
-def _turns(mask: jax.Array, frequencies: np.ndarray) -> _Turns:
-    """Each token's angles, in float32.
+def _rotation(mask: jax.Array, frequencies: np.ndarray) -> _Rotation:
+    """Returns the rotation of each token, in float32.
 
-    Tokens are counted by the mask, so that it does not matter where padding stands.
+    Positions are counted by the mask, so they do not depend on the side of the padding.
     """
-    places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0).astype(jnp.float32)
-    angles = places[:, :, None, None] * frequencies[None, None, None, :]
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0).astype(jnp.float32)
+    angles = positions[:, :, None, None] * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _turned(states: jax.Array, turns: _Turns) -> jax.Array:
-    """The states, [batch, length, heads, width], each pair of components turned."""
-    cosine, sine = turns
+def _rotated(states: jax.Array, rotation: _Rotation) -> jax.Array:
+    """Returns the states, [batch, length, heads, width], with rotated pairs of components."""
+    cosine, sine = rotation
     first, second = jnp.split(states.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cosine - second * sine, second * cosine + first * sine]
-    return jnp.concatenate(turned, axis=-1).astype(states.dtype)
+    rotated = [first * cosine - second * sine, second * cosine + first * sine]
+    return jnp.concatenate(rotated, axis=-1).astype(states.dtype)

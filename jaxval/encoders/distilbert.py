@@ -1,4 +1,4 @@
-"""DistilBERT: BERT without token types, under transformers 4's FlaxDistilBertModel's names.
+"""DistilBERT: BERT without token types, with the names of FlaxDistilBertModel.
 
 Equations: `modeling_distilbert.py` of huggingface/transformers.
 """
@@ -27,10 +27,10 @@ _RENAMED = {
 
 
 def from_json(config: Mapping[str, Any]) -> BertConfig:
-    """Reads config.json, whose entries have names of their own.
+    """Reads the entries of config.json, whose names differ from BERT's.
 
     Raises:
-      EncoderError: it describes a model that this module does not compute.
+      EncoderError: they describe a model that is not supported.
     """
     require(config, "sinusoidal_pos_embds", [False], False)
     require(config, "activation", ACTIVATIONS, "gelu")
@@ -38,11 +38,11 @@ def from_json(config: Mapping[str, Any]) -> BertConfig:
 
 
 class DistilBert(Bert):
-    """As Bert."""
+    """DistilBERT without a head."""
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token states."""
+        """Returns the token states, [batch, length, hidden]."""
         hidden = self.embedded(ids, mask)
         return self.part(_Transformer, "transformer")(hidden, mask)  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""What config.json says of an encoder: its entries, checked, as a family's record."""
+"""Reading and checking of the entries of config.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class Limit:
-    """How many tokens a text may have, and of what the model has so many."""
+    """The maximum number of tokens in a text.
+
+    Attributes:
+      tokens: the number, special tokens included.
+      what: what limits it, for messages, e.g. `positions`.
+    """
 
     tokens: int
     what: str = "positions"
@@ -29,34 +34,34 @@ def read(
     renamed: Mapping[str, str] | None = None,
     **given: Any,
 ) -> _Record:
-    """The record made of the entries that it has fields for; null is as good as absent.
+    """Returns a record of those entries for which it has a field.
 
     Args:
       record: a dataclass with a default for each field.
-      config: config.json. Entries that the record does not know do not matter.
-      renamed: entry -> field, where the two have different names.
-      given: fields that stand for entries which config.json lacks.
+      config: the content of config.json. An entry that is null counts as missing.
+      renamed: entry -> field, where their names differ.
+      **given: values of fields whose entries are missing, in place of the record's defaults.
     """
     names = renamed or {}
     entries = {names.get(name, name): value for name, value in config.items()}
     known = {field.name for field in fields(record)}  # type: ignore[arg-type]
-    said = {name: entries[name] for name in known & set(entries) if entries[name] is not None}
-    return record(**{**given, **said})
+    values = {name: entries[name] for name in known & set(entries) if entries[name] is not None}
+    return record(**{**given, **values})
 
 
 def require(config: Mapping[str, Any], name: str, allowed: Iterable[Any], default: Any) -> None:
-    """Raises EncoderError unless an entry, or its default, is one of those allowed."""
+    """Raises EncoderError if an entry, or else its default, is not an allowed value."""
     value, allowed = config.get(name, default), list(allowed)
     if value not in allowed:
         raise EncoderError(
-            f"{name} {value!r} is not supported by the {config.get('model_type')} encoder "
-            f"(it takes {', '.join(map(repr, allowed))}); bring your own module with `encoder`"
+            f"{name} {value!r} is not supported by the {config.get('model_type')} encoder"
+            f" (supported: {', '.join(map(repr, allowed))}); use your own module with `encoder`"
         )
 
 
 def require_multiple(name: str, number: int, by: str, divisor: int) -> None:
-    """Raises EncoderError unless the number is a multiple of the divisor."""
+    """Raises EncoderError if a number is not a multiple of the divisor named `by`."""
     if number % divisor:
         raise EncoderError(
-            f"{name} {number} is no multiple of {by} {divisor}; correct one of them"
+            f"{name} {number} is not a multiple of {by} {divisor}; correct config.json"
         )

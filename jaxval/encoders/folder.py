@@ -1,14 +1,13 @@
-"""A Hugging Face folder, or hub name: what encoder it describes, and its weights.
+"""Hugging Face model folders and hub models: the encoder that they describe, and its weights.
 
-Read are `config.json` and, where sentence-transformers wrote them, `modules.json` with
-the folders that it names (`1_Pooling`, `2_Dense`, `2_Normalize`),
-`sentence_bert_config.json` and the prompts of `config_sentence_transformers.json`. PyTorch
-is never needed.
+These files are read: `config.json` and, if sentence-transformers wrote them, `modules.json`
+with the folders that it names (`1_Pooling`, `2_Dense`, `2_Normalize`),
+`sentence_bert_config.json`, and `config_sentence_transformers.json` for its prompts. PyTorch
+is not needed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxval.canonical import canonical, digest
 from jaxval.encoders import bert, decoder, distilbert, mpnet, roberta, t5
 from jaxval.encoders.adapter import from_linen
 from jaxval.encoders.attention import Attend, plain
@@ -31,13 +31,15 @@ from jaxval.records import Encoder, Params
 
 @dataclass(frozen=True)
 class Family:
-    """What it takes to support one `model_type` of config.json.
+    """The support of one `model_type` of config.json.
 
     Attributes:
-      configure: config.json -> the family's frozen config; raises EncoderError.
-      backbone: (config, dtype, attend) -> a linen module from (ids, mask) to token states.
-      words: the name of its word table in PyTorch.
-      pooling: of a folder that does not say.
+      configure: converts the content of config.json to the family's frozen record; raises
+        EncoderError.
+      backbone: returns, for a record, dtype and attention, a linen module that maps (ids,
+        mask) to token states.
+      words: the name of the word table in PyTorch.
+      pooling: the pooling of folders that do not specify one.
     """
 
     configure: Callable[[Mapping[str, Any]], Any]
@@ -66,11 +68,12 @@ FAMILIES = {
 """`model_type` of config.json -> Family."""
 
 DESCRIPTIONS = ("config.json", "modules.json")
-"""By one of these a folder is a model's."""
+"""A folder that contains one of these files is a model folder."""
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 
 DTYPES = ("float32", "bfloat16")
+"""The dtypes in which an encoder can compute."""
 
 _ORDER = ["Transformer", "Pooling", "Dense", "Normalize"]
 _POOLINGS = {
@@ -82,20 +85,28 @@ _POOLINGS = {
 }
 
 
+_UNDIGESTED = frozenset(
+    "path projection_path max_seq_length query_prefix passage_prefix".split()
+)
+"""The fields of a ModelFolder that do not define its encoder."""
+
+
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a folder says about its encoder.
+    """The encoder that a folder describes.
 
     Attributes:
-      path: where config.json, the tokenizer and the weights lie.
-      config: the family's own record of config.json.
+      path: the folder that contains config.json, the tokenizer and the weights.
+      config: the family's record of config.json.
       family: the `model_type`, a key of FAMILIES.
       pooling: `cls`, `mean` or `last`.
-      normalize: whether its vectors get unit length.
+      normalize: whether vectors are scaled to unit length.
       projection: the dense layer over pooled vectors, or None.
-      projection_path: the folder of that layer's weights, or None.
-      max_seq_length: tokens per text, special tokens included; None if it does not say.
-      query_prefix, passage_prefix: its prompts; None if it has none.
+      projection_path: the folder that contains the weights of that layer, or None.
+      max_seq_length: the maximum number of tokens in a text, special tokens included; None if
+        it is not specified.
+      query_prefix: the prompt before queries; None if none is specified.
+      passage_prefix: the prompt before passages; None if none is specified.
     """
 
     path: Path
@@ -111,16 +122,21 @@ class ModelFolder:
 
     @property
     def digest(self) -> str:
-        """Of what decides the vectors beside weights, texts and overrides; 16 hex digits.
+        """A digest of the encoder that the folder describes, of 16 hex digits.
 
-        Where the folder lies and who saved it are left out.
+        It covers neither the weights, nor where the folder is, nor how texts are prepared.
         """
-        what = (self.family, self.config, self.pooling, self.normalize, self.projection)
-        return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        described = canonical(self)
+        return digest({name: described[name] for name in described.keys() - _UNDIGESTED})
 
 
 def download(name: str, patterns: list[str]) -> str:
-    """The local folder of a hub model, fetched if it is not in the cache."""
+    """Returns the local folder of a hub model, which is downloaded if it is not cached.
+
+    Args:
+      name: of the model on the hub.
+      patterns: glob patterns of the files to download.
+    """
     import huggingface_hub
 
     return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
@@ -132,18 +148,19 @@ def read(
     weights: bool = False,
     download: Callable[[str, list[str]], str] = download,
 ) -> ModelFolder:
-    """Reads a folder's description, without its weights.
+    """Reads the description of an encoder, without its weights.
 
-    A folder without `modules.json` is not normalized and pools as its family does: `last`
-    for decoders, `mean` for T5, `cls` for the others.
+    Without `modules.json`, vectors are not normalized, and the pooling is that of the family:
+    `last` for decoders, `mean` for T5, `cls` for the others.
 
     Args:
-      path_or_hub_name: a folder that exists, else the name of a model on the hub.
-      weights: whether to fetch a hub model's weights too, for load_weights.
-      download: (hub name, file patterns) -> local folder.
+      path_or_hub_name: an existing folder, or else the name of a model on the hub.
+      weights: whether to download the weights of a hub model too, for load_weights.
+      download: returns the local folder for a hub name and file patterns.
 
     Raises:
-      EncoderError: it is not there, cannot be read, or describes what is not supported.
+      EncoderError: the folder or model does not exist, cannot be read, or describes an encoder
+        that is not supported.
     """
     root = _locate(path_or_hub_name, weights, download)
     modules = _modules(root)
@@ -177,8 +194,8 @@ def _locate(name: str, weights: bool, download: Callable[[str, list[str]], str])
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise EncoderError(
-            f"`model={name}`: no such folder, and not to be had from the Hugging Face hub "
-            f"({type(error).__name__}: {reason[:200]}); name a folder with config.json"
+            f"`model={name}`: no such folder, and it cannot be downloaded from the Hugging Face"
+            f" hub ({type(error).__name__}: {reason[:200]}); name a folder with config.json"
         ) from error
 
 
@@ -187,8 +204,8 @@ def _family(path: Path) -> tuple[str, Any]:
     name = config.get("model_type", "")
     if name not in FAMILIES:
         raise EncoderError(
-            f"{path}: model_type {name!r} is not built in (there are "
-            f"{', '.join(FAMILIES)}); bring your own module with `encoder`"
+            f"{path}: model_type {name!r} is not supported (supported: {', '.join(FAMILIES)});"
+            " use your own module with `encoder`"
         )
     try:
         return name, FAMILIES[name].configure(config)
@@ -197,21 +214,22 @@ def _family(path: Path) -> tuple[str, Any]:
 
 
 def _modules(root: Path) -> dict[str, Path]:
-    """Kind -> folder, in the order of modules.json."""
+    """Returns the folders of the modules by type, in the order of modules.json."""
     listing = root / "modules.json"
     if not listing.exists():
         return {"Transformer": root}
-    found = [
+    modules = [
         (str(entry.get("type", "")).rpartition(".")[2], root / entry.get("path", ""))
         for entry in _json(listing)
     ]
-    kinds = [kind for kind, _ in found if kind != "Dropout"]
+    kinds = [kind for kind, _ in modules if kind != "Dropout"]
     if kinds != [kind for kind in _ORDER if kind in kinds] or "Transformer" not in kinds:
         raise EncoderError(
-            f"{listing}: the chain {' > '.join(kinds) or 'of nothing'} is not supported (it "
-            f"may be {' > '.join(_ORDER)}, each once); bring your own module with `encoder`"
+            f"{listing}: the modules {' > '.join(kinds) or '(none)'} are not supported"
+            f" (supported: {' > '.join(_ORDER)}, each at most once); use your own module with"
+            " `encoder`"
         )
-    return dict(found)
+    return dict(modules)
 
 
 def _pooling(folder: Path) -> str:
@@ -225,24 +243,29 @@ def _pooling(folder: Path) -> str:
     modes = [modes] if isinstance(modes, str) else modes
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise EncoderError(
-            f"{path}: pooling {' + '.join(modes) or 'by nothing'} is not supported (there "
-            "are cls, mean, lasttoken); bring your own module with `encoder`"
+            f"{path}: pooling {' + '.join(modes) or '(none)'} is not supported (supported: cls,"
+            " mean, lasttoken); use your own module with `encoder`"
         )
     pooling = _POOLINGS[modes[0]]
     if pooling == "mean" and config.get("include_prompt") is False:
         raise EncoderError(
-            f"{path}: a mean without the prompt (include_prompt false) is not supported; "
-            "bring your own module with `encoder`"
+            f"{path}: a mean without the prompt (include_prompt false) is not supported; use"
+            " your own module with `encoder`"
         )
     return pooling
 
 
 @dataclass(frozen=True)
 class _Prompts:
-    """What sentence-transformers puts before texts: prompts by name, and the usual one's."""
+    """The prompts that sentence-transformers puts before texts.
+
+    Attributes:
+      prompts: the prompts by name.
+      default: the name of the default prompt, or None.
+    """
 
     prompts: Mapping[str, str | None]
-    usual: str | None
+    default: str | None
 
     @classmethod
     def read(cls, path: Path) -> _Prompts:
@@ -250,10 +273,10 @@ class _Prompts:
         return cls(config.get("prompts") or {}, config.get("default_prompt_name"))
 
     def first(self, *names: str) -> str | None:
-        """The first of these that is there, as encode_query and encode_document choose."""
-        candidates = [*names, *([self.usual] if self.usual else [])]
-        found = [self.prompts[name] for name in candidates if name in self.prompts]
-        return (found[0] or "") if found else None
+        """Returns the first existing prompt, chosen as encode_query and encode_document do."""
+        candidates = [*names, *([self.default] if self.default else [])]
+        prompts = [self.prompts[name] for name in candidates if name in self.prompts]
+        return (prompts[0] or "") if prompts else None
 
 
 def _projection(folder: Path) -> Projection:
@@ -264,9 +287,9 @@ def _projection(folder: Path) -> Projection:
     plain = source == "sentence_embedding" and not config.get("use_residual")
     if activation not in ACTIVATIONS or not plain or "out_features" not in config:
         raise EncoderError(
-            f"{path}: only a dense layer with out_features, over the sentence embedding, "
-            f"followed by {' or '.join(ACTIVATIONS)}, without residual, is supported; "
-            "bring your own module with `encoder`"
+            f"{path}: only a dense layer with out_features, over the sentence embedding,"
+            f" followed by {' or '.join(ACTIVATIONS)}, without residual, is supported; use your"
+            " own module with `encoder`"
         )
     return Projection(config["out_features"], config.get("bias", True), activation)
 
@@ -280,8 +303,8 @@ def _json(path: Path) -> Any:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise EncoderError(
-            f"{path}: cannot be read ({type(error).__name__}); name a folder as "
-            "save_pretrained writes it, with config.json"
+            f"{path}: cannot be read ({type(error).__name__}); name a folder that"
+            " save_pretrained wrote, with config.json"
         ) from error
 
 
@@ -294,21 +317,21 @@ def build(
     dim: int | None = None,
     attend: Attend = plain,
 ) -> Encoder:
-    """The encoder that a folder describes, both towers tied.
+    """Returns the encoder that a folder describes, with tied towers.
 
     Args:
-      folder: from `read`.
-      dtype: of the computation, `float32` or `bfloat16`. The vectors are float32.
-      pooling: `cls`, `mean` or `last`; None is what the folder says.
-      normalize: unit length; None is what the folder says.
-      dim: Matryoshka truncation, before normalization; None keeps all components.
-      attend: how attention is computed; attention.fastest knows which suits a device.
+      folder: the result of `read`.
+      dtype: the dtype of the computation, `float32` or `bfloat16`; vectors are float32.
+      pooling: `cls`, `mean` or `last`; None for the folder's pooling.
+      normalize: whether vectors are scaled to unit length; None for the folder's setting.
+      dim: the number of components that truncation keeps (Matryoshka); None for all.
+      attend: the function that computes attention; see attention.fastest.
 
     Raises:
       EncoderError: an argument is out of range.
     """
     if dtype not in DTYPES:
-        raise EncoderError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+        raise EncoderError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     encoder = from_linen(
         TextEncoder(
             backbone=FAMILIES[folder.family].backbone(folder.config, jnp.dtype(dtype), attend),
@@ -318,16 +341,19 @@ def build(
             normalized=folder.normalize if normalize is None else normalize,
         )
     )
-    encoder.abstract_params()  # Traces it, so that whatever does not fit fails here.
+    encoder.abstract_params()  # Traces the encoder, so that errors are raised here.
     return encoder
 
 
 def load_weights(folder: ModelFolder) -> tuple[Params, list[str]]:
-    """A folder's safetensors, or Flax's msgpack, as the tree of `build(folder)`.
+    """Reads the weights of a folder, from safetensors or from Flax's msgpack.
+
+    Args:
+      folder: the result of `read`.
 
     Returns:
-      Nested dictionaries of arrays, float32 where the file has any floating type, and
-      the names that the encoder has no use for (pooler, heads).
+      The parameter tree of `build(folder)`, in which floating arrays are float32, and the
+      names of the arrays that the encoder does not use (pooler, heads).
 
     Raises:
       EncoderError: there are no weights, or they do not fit config.json.
@@ -354,7 +380,7 @@ def _projection_weights(state: Mapping[str, np.ndarray], folder: Path) -> Params
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
-    """A model's arrays by name, the parts of it joined by dots."""
+    """Returns the arrays of a model by name; the parts of a name are joined by dots."""
     msgpack = folder / "flax_model.msgpack"
     if not any((folder / name).exists() for name in _SAFETENSORS) and msgpack.exists():
         return _msgpack(msgpack)
@@ -362,11 +388,11 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _msgpack(path: Path) -> dict[str, np.ndarray]:
-    """What save_pretrained of transformers 4's Flax models writes."""
+    """Reads the file that save_pretrained of Flax models of transformers 4 writes."""
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
         state = traverse_util.flatten_dict(tree, sep=".")
-    except Exception as error:  # msgpack, NumPy and flax have each their own
+    except Exception as error:  # msgpack, NumPy and flax raise different types
         raise EncoderError(
             f"{path}: cannot be read as msgpack ({type(error).__name__}: {error}); "
             "save the model again with save_pretrained"
@@ -390,17 +416,17 @@ def _safetensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    whole, index = (folder / name for name in _SAFETENSORS)
+    single, index = (folder / name for name in _SAFETENSORS)
     if index.exists():
         return [
             folder / name for name in sorted(set(_json(index).get("weight_map", {}).values()))
         ]
-    if not whole.exists():
+    if not single.exists():
         raise EncoderError(
             f"{folder}: has no model.safetensors and no flax_model.msgpack; save the model "
             "again with save_pretrained(..., safe_serialization=True)"
         )
-    return [whole]
+    return [single]
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""MPNet: RoBERTa's positions and a bias by distance, without token types.
+"""MPNet: RoBERTa without token types, and with a bias by the distance of positions.
 
-transformers has no Flax model of it: the names are those of its PyTorch MPNetModel, with
-Flax's leaves (`kernel`, `embedding`, `scale`). Equations: `modeling_mpnet.py` of
+transformers has no Flax model of it. The names are those of MPNetModel in PyTorch, with the
+leaf names of Flax (`kernel`, `embedding`, `scale`). Equations: `modeling_mpnet.py` of
 huggingface/transformers.
 """
 
@@ -20,14 +20,14 @@ from jaxval.encoders.blocks import ACTIVATIONS, Part
 from jaxval.encoders.entries import read, require
 from jaxval.encoders.roberta import Roberta, RobertaConfig
 
-_BUCKETS, _FURTHEST = 32, 128
+_BUCKETS, _MAX_DISTANCE = 32, 128
 
 
 def from_json(config: Mapping[str, Any]) -> RobertaConfig:
-    """Reads config.json. The padding's id is 1 whatever it says, as in transformers.
+    """Reads the entries of config.json; as in transformers, the padding id is always 1.
 
     Raises:
-      EncoderError: it describes a model that this module does not compute.
+      EncoderError: they describe a model that is not supported.
     """
     require(config, "relative_attention_num_buckets", [_BUCKETS], _BUCKETS)
     require(config, "hidden_act", ACTIVATIONS, "gelu")
@@ -36,11 +36,11 @@ def from_json(config: Mapping[str, Any]) -> RobertaConfig:
 
 
 class Mpnet(Roberta):
-    """As Roberta."""
+    """MPNet without a head."""
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token states."""
+        """Returns the token states, [batch, length, hidden]."""
         hidden = self.embedded(ids, mask)
         return self.part(_Encoder, "encoder")(hidden, mask)  # type: ignore[no-any-return]
 
@@ -48,7 +48,7 @@ class Mpnet(Roberta):
 class _Encoder(Part):
     @nn.compact
     def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        bias = self.relative_bias(hidden.shape[1], _BUCKETS, _FURTHEST)
+        bias = self.relative_bias(hidden.shape[1], _BUCKETS, _MAX_DISTANCE)
         return self.stack(_Layer, "layer")(hidden, mask, bias)  # type: ignore[no-any-return]
 
 

@@ -1,6 +1,6 @@
-"""From token states to one vector per text: pool, truncate, normalize, in that order.
+"""Pooling, truncation and normalization, which make one vector of a text's token states.
 
-All three accumulate in float32 and return float32, whatever dtype the states have.
+They are applied in this order, compute in float32 and return float32.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from jaxval.errors import EncoderError
 
 
 def pool(hidden: jax.Array, mask: jax.Array, how: str) -> jax.Array:
-    """One vector per row: [batch, length, dim] -> [batch, dim] float32.
+    """Returns one vector for each text, [batch, dim] float32.
 
     Args:
       hidden: token states, [batch, length, dim], floating.
-      mask: [batch, length] bool, False on padding. A row that is all padding gives a
-        finite vector, of no meaning.
-      how: `cls`, the first position; `mean`, over unpadded positions; `last`, the last
-        unpadded position, whether padding stands right or left.
+      mask: [batch, length] bool, False on padding. The vector of a row that is all padding is
+        finite, but has no meaning.
+      how: `cls` for the first position, `mean` for the mean over unpadded positions, `last`
+        for the last unpadded position; padding may be on either side.
 
     Raises:
-      EncoderError: `how` is none of these.
+      EncoderError: `how` is unknown.
     """
     if how not in POOLINGS:
-        raise EncoderError(f"pooling {how!r} is unknown: choose one of {', '.join(POOLINGS)}")
+        raise EncoderError(f"pooling {how!r} is unknown; choose one of {', '.join(POOLINGS)}")
     return POOLINGS[how](hidden, mask).astype(jnp.float32)
 
 
 def _cls(hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    del mask  # The first position, as sentence-transformers takes it.
+    del mask  # As in sentence-transformers, this is the first position, padded or not.
     return hidden[:, 0]
 
 
@@ -46,28 +46,29 @@ def _last(hidden: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 POOLINGS = {"cls": _cls, "mean": _mean, "last": _last}
+"""Name -> function of token states and mask."""
 
 
 def truncate(vectors: jax.Array, dim: int | None) -> jax.Array:
-    """The first `dim` components, [batch, dim] (Matryoshka); all of them for None.
+    """Returns the first `dim` components of each vector (Matryoshka), or all if it is None.
 
-    Comes before `normalize`: a truncated unit vector is no unit vector.
+    A truncated unit vector is not a unit vector, so truncation precedes `normalize`.
 
     Raises:
-      EncoderError: the vectors have fewer components than that.
+      EncoderError: the vectors have fewer than `dim` components, or `dim` is not positive.
     """
     if dim is None:
         return vectors
     if not 1 <= dim <= vectors.shape[1]:
         raise EncoderError(
-            f"cannot truncate vectors of {vectors.shape[1]} components to {dim}: "
-            f"choose a dimension from 1 to {vectors.shape[1]}"
+            f"cannot truncate vectors of {vectors.shape[1]} components to {dim}; choose `dim`"
+            f" from 1 to {vectors.shape[1]}"
         )
     return vectors[:, :dim]
 
 
 def normalize(vectors: jax.Array) -> jax.Array:
-    """Unit length in L2, [batch, dim] float32; a zero vector stays zero."""
+    """Scales vectors to unit L2 norm, [batch, dim] float32; a zero vector stays zero."""
     vectors = vectors.astype(jnp.float32)
     length = jnp.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / jnp.maximum(length, 1e-12)

@@ -1,6 +1,6 @@
-"""RoBERTa and XLM-RoBERTa: BERT whose positions are counted from the padding's id.
+"""RoBERTa and XLM-RoBERTa: BERT with positions that begin after the padding id.
 
-Names and tree are those of transformers 4's FlaxRobertaModel and FlaxXLMRobertaModel.
+The parameter tree is that of FlaxRobertaModel and FlaxXLMRobertaModel of transformers 4.
 Equations: `modeling_roberta.py` of huggingface/transformers.
 """
 
@@ -19,25 +19,29 @@ from jaxval.encoders.entries import Limit
 
 @dataclass(frozen=True)
 class RobertaConfig(BertConfig):
-    """BERT's entries, and the padding's id: positions begin right after it."""
+    """The entries of BertConfig with RoBERTa's defaults.
+
+    Attributes:
+      pad_token_id: the id of padding; the position of the first token is this plus one.
+    """
 
     vocab_size: int = 50265
     pad_token_id: int = 1
 
     @property
     def limit(self) -> Limit:
-        """How long a text may be."""
+        """The maximum length of a text."""
         return Limit(self.max_position_embeddings - self.pad_token_id - 1)
 
 
 class Roberta(Bert):
-    """As Bert. Padding may stand on either side, and have any id."""
+    """RoBERTa without a head; padding may be on either side, and have any id."""
 
-    def places(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """The row of each token in the table of positions, [batch, length].
+    def positions(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Returns each token's row in the table of positions, [batch, length].
 
-        A padding's id within a text has the padding's row and is not counted, as in
-        transformers.
+        As in transformers, a token within a text that has the padding id is not counted, and
+        has the row of padding.
         """
         pad: int = self.config.pad_token_id
         counted = (mask & (ids != pad)).astype(jnp.int32)

@@ -1,8 +1,8 @@
-"""T5's encoder, under the parameter names of transformers 4's FlaxT5EncoderModel.
+"""T5's encoder, with the parameter names of FlaxT5EncoderModel of transformers 4.
 
-GTR and Sentence-T5 are this with mean pooling and a projection. A decoder in the
-checkpoint is not asked for. Scores are not scaled, and the first layer's bias by distance
-is that of all. Equations: `modeling_t5.py` of huggingface/transformers.
+GTR and Sentence-T5 use it with mean pooling and a projection. A decoder in the checkpoint is
+not read. Scores are not scaled, and all layers share the first layer's bias by distance.
+Equations: `modeling_t5.py` of huggingface/transformers.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -26,18 +26,27 @@ _RENAMED = {
     "d_ff": "intermediate_size",
     "d_kv": "head_dim",
     "relative_attention_num_buckets": "buckets",
-    "relative_attention_max_distance": "furthest",
+    "relative_attention_max_distance": "max_distance",
     "layer_norm_epsilon": "rms_norm_eps",
 }
 
 
 @dataclass(frozen=True)
 class T5Config:
-    """The entries of config.json that shape the encoder, with transformers' defaults.
+    """The entries of config.json that define the encoder, with the defaults of transformers.
 
     Attributes:
-      feed_forward_proj: an activation, or `gated-` and one.
-      buckets, furthest: of distances, for the bias.
+      vocab_size: rows of the table of word embeddings.
+      hidden_size: components of a token state.
+      num_hidden_layers: number of layers.
+      num_attention_heads: heads of each attention.
+      head_dim: components of a head.
+      intermediate_size: components between the dense layers of a feed-forward part.
+      feed_forward_proj: a key of blocks.ACTIVATIONS, after `gated-` if it is gated.
+      buckets: buckets of distances for the bias.
+      max_distance: the distance from which on all are in one bucket.
+      rms_norm_eps: the epsilon of norms.
+      initializer_range: the standard deviation of initial parameters.
     """
 
     vocab_size: int = 32128
@@ -48,16 +57,16 @@ class T5Config:
     intermediate_size: int = 2048
     feed_forward_proj: str = "relu"
     buckets: int = 32
-    furthest: int = 128
+    max_distance: int = 128
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Reads what config.json holds; entries that do not matter here are passed over.
+        """Reads the entries of config.json, and ignores those that have no effect here.
 
         Raises:
-          EncoderError: it describes a model that this module does not compute.
+          EncoderError: they describe a model that is not supported.
         """
         known = [*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)]
         require(config, "feed_forward_proj", known, "relu")
@@ -65,18 +74,24 @@ class T5Config:
 
     @property
     def limit(self) -> None:
-        """A text may have any length: only distances count."""
+        """The maximum length of a text; None, as there are no position embeddings."""
 
 
 class T5(Part):
-    """(ids [batch, length] int32, mask [batch, length] bool) -> [batch, length, hidden].
+    """T5's encoder without a head, from texts to token states.
 
-    Padding may have any width on either side; it changes no unpadded position's state.
+    Texts may have any amount of padding on either side, which does not change the states of
+    other positions.
     """
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token states."""
+        """Returns the token states, [batch, length, hidden].
+
+        Args:
+          ids: [batch, length] int32.
+          mask: [batch, length] bool, False on padding.
+        """
         hidden = self.table(self.config.vocab_size, self.config.hidden_size, "shared")(ids)
         return self.part(_Encoder, "encoder")(hidden, mask)  # type: ignore[no-any-return]
 
@@ -102,10 +117,10 @@ class _Block(Part):
     def __call__(
         self, hidden: jax.Array, mask: jax.Array, bias: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        return self.part(_Halves, "layer")(hidden, mask, bias)  # type: ignore[no-any-return]
+        return self.part(_Sublayers, "layer")(hidden, mask, bias)  # type: ignore[no-any-return]
 
 
-class _Halves(Part):
+class _Sublayers(Part):
     @nn.compact
     def __call__(
         self, hidden: jax.Array, mask: jax.Array, bias: jax.Array | None
@@ -131,7 +146,7 @@ class _SelfAttention(Part):
     ) -> tuple[jax.Array, jax.Array]:
         config = self.config
         if bias is None:
-            bias = self.relative_bias(hidden.shape[1], config.buckets, config.furthest)
+            bias = self.relative_bias(hidden.shape[1], config.buckets, config.max_distance)
         sizes = {"width": config.head_dim, "biased": False}
         attended = self.attention(hidden, mask, ("q", "k", "v"), bias=bias, scale=1.0, **sizes)
         return self.dense(config.hidden_size, "o", bias=False)(attended), bias
@@ -149,7 +164,7 @@ class _Dense(Part):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         width = self.config.intermediate_size
         _, gated, name = self.config.feed_forward_proj.rpartition("gated-")
-        # What transformers takes for it: the approximate one.
+        # transformers computes a gated gelu by the approximation.
         activation = ACTIVATIONS["gelu_new" if gated and name == "gelu" else name]
         if gated:
             inner = activation(self.dense(width, "wi_0", bias=False)(hidden))

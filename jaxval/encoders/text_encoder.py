@@ -1,6 +1,6 @@
-"""A backbone with its head: pooling, projection, truncation, normalization, in that order.
+"""A backbone with its head: pooling, projection, truncation and normalization.
 
-The order and the names are those of sentence-transformers' modules.
+Their order and names are those of the modules of sentence-transformers.
 """
 
 # mypy: allow-subclassing-any, allow-untyped-decorators
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxval.encoders.pooling import normalize, pool, truncate
 
 ACTIVATIONS = {"identity": lambda vectors: vectors, "tanh": jnp.tanh}
-"""What may follow a projection."""
+"""The activations that may follow a projection."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Projection:
     """A dense layer over pooled vectors (`2_Dense` of sentence-transformers).
 
     Attributes:
-      width: components of its result.
-      bias: whether it has one.
+      width: the number of components of its result.
+      bias: whether it has a bias.
       activation: a key of ACTIVATIONS.
     """
 
@@ -35,17 +35,17 @@ class Projection:
 
 
 class TextEncoder(nn.Module):
-    """(ids [batch, length] int32, mask [batch, length] bool) -> [batch, dim] float32.
+    """A backbone and its head, from texts to vectors.
 
-    The backbone's parameters stand at the root of the tree, so that a checkpoint of the
-    bare backbone fits; the projection's stand beside them, in `projection`.
+    The backbone's parameters are at the root of the tree, so that checkpoints of the backbone
+    alone fit. Those of the projection are below `projection`.
 
     Attributes:
-      backbone: a linen module from (ids, mask) to token states [batch, length, hidden].
+      backbone: a linen module that maps (ids, mask) to token states [batch, length, hidden].
       pooling: `cls`, `mean` or `last`.
-      projection: None for none.
-      dim: Matryoshka truncation; None keeps all components.
-      normalized: whether vectors get unit length.
+      projection: the dense layer over pooled vectors, or None.
+      dim: the number of components that truncation keeps (Matryoshka); None for all.
+      normalized: whether vectors are scaled to unit length.
     """
 
     backbone: nn.Module
@@ -56,10 +56,14 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Vectors of texts.
+        """Returns the vectors of texts, [batch, dim] float32.
+
+        Args:
+          ids: [batch, length] int32.
+          mask: [batch, length] bool, False on padding.
 
         Raises:
-          EncoderError: pooling or dim does not fit.
+          EncoderError: `pooling` is unknown, or `dim` is out of range.
         """
         nn.share_scope(self, self.backbone)
         vectors = pool(self.backbone(ids, mask), mask, self.pooling)

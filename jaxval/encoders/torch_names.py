@@ -1,4 +1,4 @@
-"""A PyTorch or Flax model's arrays under the names of our trees, which are transformers'."""
+"""Conversion of the arrays of PyTorch and Flax models to parameter trees."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from jaxval.errors import EncoderError
 from jaxval.records import Params
 
 _OTHER_NAMES = {
-    "LayerNorm.gamma": "LayerNorm.weight",  # of TensorFlow's time
+    "LayerNorm.gamma": "LayerNorm.weight",  # in models converted from TensorFlow
     "LayerNorm.beta": "LayerNorm.bias",
-    "encoder.embed_tokens.": "shared.",  # T5's word table has both names, in files either
+    "encoder.embed_tokens.": "shared.",  # T5's word table; files contain one of both names
 }
+"""Other names of parameters -> the usual ones."""
 
 
 def from_torch(
     state: Mapping[str, np.ndarray], backbone: Any, words: str
 ) -> tuple[Params, list[str]]:
-    """Renames a PyTorch model's state dict to the tree of `backbone`.
+    """Converts the state dict of a PyTorch model to the parameter tree of `backbone`.
 
-    The model may stand under any one prefix (`bert.`, `model.`), and layer norms may bear
-    their old names (`gamma`, `beta`). Dtypes stay as they are.
+    All names may have a common prefix (`bert.`, `model.`), and layer norms may have their old
+    names (`gamma`, `beta`). Dtypes do not change.
 
     Args:
       state: arrays by name.
-      backbone: a linen module whose tree has PyTorch's names but for the leaves'.
-      words: the word table's name in PyTorch, by which a prefix is found.
+      backbone: a linen module whose nodes have the names of the PyTorch model.
+      words: the name of the word table in PyTorch, which tells the prefix.
 
     Returns:
-      The tree, nested dictionaries of arrays, and the names in `state` that it does not
-      take: pooler, heads, decoder, buffers.
+      The tree of arrays, and the names in `state` that are not in it: pooler, heads, decoder,
+      buffers.
 
     Raises:
-      EncoderError: names are missing, or a shape is not the one that config implies.
+      EncoderError: an array is missing, or does not have the shape that the config implies.
     """
     sources = {_usual(name): name for name in state}
     prefix = _prefix(sources, words)
@@ -54,10 +55,18 @@ def from_torch(
 def from_flax(
     state: Mapping[str, np.ndarray], backbone: Any, words: str
 ) -> tuple[Params, list[str]]:
-    """The same of a Flax model, whose names are ours, joined by dots.
+    """Converts the arrays of a Flax model to the parameter tree of `backbone`.
+
+    Args:
+      state: arrays by name, the parts of which are joined by dots.
+      backbone: a linen module with the names of the Flax model.
+      words: the name of the word table in PyTorch, which tells the prefix.
+
+    Returns:
+      The tree of arrays, and the names in `state` that are not in it.
 
     Raises:
-      EncoderError: names are missing, or a shape is not the one that config implies.
+      EncoderError: an array is missing, or does not have the shape that the config implies.
     """
     prefix = _prefix(state, _flax_name(words))
     shapes = _shapes(backbone)
@@ -71,11 +80,11 @@ def from_flax(
 
 
 def is_flax(state: Mapping[str, np.ndarray], words: str) -> bool:
-    """Whether the word table has the name that it has in Flax.
+    """Returns whether the word table has its name in Flax.
 
     Args:
       state: arrays by name.
-      words: the word table's name in PyTorch.
+      words: the name of the word table in PyTorch.
     """
     return any(f".{name}".endswith(f".{_flax_name(words)}") for name in state)
 
@@ -96,13 +105,18 @@ def _usual(name: str) -> str:
 
 
 def _prefix(names: Iterable[str], words: str) -> str:
-    found = [name.removesuffix(words) for name in names if f".{name}".endswith(f".{words}")]
-    if len(found) != 1:
+    """Returns what precedes the name of the word table.
+
+    Raises:
+      EncoderError: there are several word tables, or none.
+    """
+    prefixes = [name.removesuffix(words) for name in names if f".{name}".endswith(f".{words}")]
+    if len(prefixes) != 1:
         raise EncoderError(
-            f"the weights hold {len(found)} arrays named {words}, and should hold one: "
-            "save a single model with save_pretrained"
+            f"the weights contain {len(prefixes)} arrays named {words}, instead of one; save a"
+            " single model with save_pretrained"
         )
-    return found[0]
+    return prefixes[0]
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
@@ -110,7 +124,7 @@ def _torch_name(path: tuple[str, ...]) -> str:
 
 
 def _oriented(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    # torch.nn.Linear keeps [out, in], a Dense kernel is [in, out].
+    # The weight of torch.nn.Linear is [out, in], the kernel of nn.Dense is [in, out].
     return array.T if path[-1] == "kernel" else array
 
 
@@ -118,14 +132,14 @@ def _require_all(missing: list[str]) -> None:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise EncoderError(
-            f"the weights lack {', '.join(missing[:3])}{more}, which config.json implies: "
-            "take the config.json that was saved with them"
+            f"the weights lack {', '.join(missing[:3])}{more}, which config.json implies; use"
+            " the config.json that was saved with them"
         )
 
 
-def _require_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
+def _require_shape(name: str, actual: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if actual != expected:
         raise EncoderError(
-            f"{name} has shape {found} as a kernel or table, and config.json implies "
-            f"{expected}: take the config.json that was saved with the weights"
+            f"{name} has shape {actual} as a kernel or table, and config.json implies"
+            f" {expected}; use the config.json that was saved with the weights"
         )

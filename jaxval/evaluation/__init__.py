@@ -1,1 +1,1 @@
-"""Validates one checkpoint: what is prepared once, and the stages."""
+"""Evaluates one checkpoint: what is prepared once, and the stages."""

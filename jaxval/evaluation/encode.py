@@ -1,6 +1,6 @@
-"""Token store -> length buckets -> batches of static shape -> pmap -> vectors.
+"""Encodes texts: token store -> length buckets -> batches of static shape -> vectors.
 
-jax.pmap stands in `_spread` alone; what may follow it is swapped in there.
+Only `_spread` uses jax.pmap, so that another transformation can replace it there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxval.records import Bar, Params
 
 Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 _Signature = tuple[tuple[int, ...], np.dtype, np.dtype]
-"""Of a batch: its shape [devices, rows, width], the types of its ids and of its lengths."""
+"""The shape of a batch, [devices, rows, width], and the dtypes of its ids and lengths."""
 
 _IN_FLIGHT = 4
 _ROW_MULTIPLE = 8
@@ -34,36 +34,36 @@ class Tokens(Protocol):
 
     @property
     def count(self) -> int:
-        """How many texts."""
+        """Number of texts."""
         ...
 
     @property
     def buckets(self) -> Sequence[Bucket]:
-        """From the narrowest to the widest; none is empty."""
+        """The buckets, from the narrowest to the widest. No bucket is empty."""
         ...
 
     @property
     def lengths(self) -> np.ndarray:
-        """[count] uint16, by position."""
+        """[count] uint16, the number of tokens of the text at each position."""
         ...
 
     @property
     def rows(self) -> np.ndarray:
-        """[count] int64, the row in document order of each position."""
+        """[count] int64, the row in document order of the text at each position."""
         ...
 
     def matrix(self, bucket: Bucket) -> np.ndarray:
-        """[bucket.count, bucket.width] token ids."""
+        """Returns the token ids of a bucket, [bucket.count, bucket.width]."""
         ...
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Vectors as they come, in no order.
+    """Some vectors of a collection, in no particular order.
 
     Attributes:
       vectors: [n, dim] float32.
-      rows: [n] int64, each vector's row in document order.
+      rows: [n] int64, the row in document order of each vector.
     """
 
     vectors: np.ndarray
@@ -72,11 +72,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A span of a store, split over the devices.
+    """The texts at the positions start to start + count of a store, split over the devices.
 
     Attributes:
-      ids: [devices, rows, width], lengths: [devices, rows]; rows beyond the slice are empty.
-      start, count: the positions in the store that it covers.
+      ids: [devices, rows, width] token ids. Rows after the first `count` are empty.
+      lengths: [devices, rows], the number of tokens of each text.
+      start: The first position in the store.
+      count: Number of texts.
     """
 
     ids: np.ndarray
@@ -87,7 +89,14 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Span:
-    """The positions start to start + count of a store, as one batch [rows, width]."""
+    """The positions of a store that form one batch.
+
+    Attributes:
+      start: The first position.
+      count: Number of texts.
+      width: Number of tokens of each row, including padding.
+      rows: Number of rows on all devices.
+    """
 
     start: int
     count: int
@@ -96,16 +105,18 @@ class _Span:
 
 
 class Tower:
-    """One encoding function, compiled once a shape, over the devices.
+    """One encoding function on the devices, compiled once for each shape.
 
     Args:
       encode: (params, ids [batch, length], mask [batch, length]) -> [batch, dim].
-      devices: each takes an equal part of each batch.
-      batch_tokens: tokens a batch a device, padding included.
-      chunk_floats: components of a chunk's vectors, about; None for what suits the device.
+      devices: The devices. Each takes an equal part of each batch.
+      batch_tokens: Maximum number of tokens per batch on each device, including padding.
+      chunk_floats: Approximate number of floats in the vectors of a chunk. None takes a
+        value that suits the device.
 
     Attributes:
-      batch_tokens, chunk_floats: as they are now.
+      batch_tokens: The current number of tokens per batch on each device.
+      chunk_floats: Approximate number of floats in the vectors of a chunk.
     """
 
     def __init__(
@@ -122,12 +133,12 @@ class Tower:
         self._ahead: dict[_Signature, Future[Callable[..., Any] | None]] = {}
 
     def run(self, params: Params, ids: Any, lengths: Any) -> jax.Array:
-        """Encodes one batch; compiled once a shape.
+        """Encodes one batch.
 
         Args:
-          params: as `place` returns them.
-          ids: [devices, rows, width] integers.
-          lengths: [devices, rows] integers.
+          params: The parameters on the devices, as `place` returns them.
+          ids: [devices, rows, width] token ids.
+          lengths: [devices, rows], the number of tokens of each text.
 
         Returns:
           [devices, rows, dim] float32, on the devices.
@@ -138,12 +149,14 @@ class Tower:
         return vectors
 
     def compile_ahead(self, params: Params, store: TokenStore, workers: Executor) -> None:
-        """Has the workers compile what a store's batches need; `run` waits for its own shape.
+        """Compiles in the background what the batches of a store need.
+
+        `run` waits for the compilation of its shape.
 
         Args:
-          params: a tree of jax.ShapeDtypeStruct.
-          store: what will be encoded.
-          workers: threads; the compiler keeps a core busy in each.
+          params: The parameters as a tree of jax.ShapeDtypeStruct.
+          store: The texts that will be encoded.
+          workers: The threads that compile. Each keeps one core busy.
         """
         types = np.dtype(store.dtype), store.lengths.dtype
         for span in self._spans(store.buckets):
@@ -152,52 +165,60 @@ class Tower:
                 self._ahead[signature] = workers.submit(self._compile, params, *signature)
 
     def compile(self, params: Params, ids: Any, lengths: Any) -> Any:
-        """The jax.stages.Compiled of a batch like this, of arrays or of their shapes."""
+        """Returns the jax.stages.Compiled of a batch, given as arrays or as their shapes."""
         return self._spread.lower(params, ids, lengths).compile()
 
     def _compile(
-        self, params: Params, shape: tuple[int, ...], of_ids: np.dtype, of_lengths: np.dtype
+        self, params: Params, shape: tuple[int, ...], ids_dtype: np.dtype, len_dtype: np.dtype
     ) -> Callable[..., Any] | None:
-        ids = jax.ShapeDtypeStruct(shape, of_ids)
-        lengths = jax.ShapeDtypeStruct(shape[:-1], of_lengths)
+        ids = jax.ShapeDtypeStruct(shape, ids_dtype)
+        lengths = jax.ShapeDtypeStruct(shape[:-1], len_dtype)
         try:
             compiled: Callable[..., Any] = self.compile(params, ids, lengths)
-        except Exception:  # Whatever it is, it comes again where the batch is run.
+        except Exception:  # `run` compiles again and raises the error where it is handled.
             return None
         return compiled
 
     def halve(self) -> int | None:
-        """Halves the batch for good; its tokens now, or None if it is as small as it gets."""
+        """Halves the batch for the rest of the run.
+
+        Returns:
+          The new number of tokens per batch, or None if the batch has the smallest size.
+        """
         if self.batch_tokens <= _LEAST_TOKENS:
             return None
         self.batch_tokens //= 2
         return self.batch_tokens
 
     def shapes(self, store: Tokens) -> collections.Counter[tuple[int, int]]:
-        """How many batches of each shape, (rows on all devices, width), a store is cut into."""
+        """Returns the number of batches of each shape, (rows on all devices, width)."""
         spans = self._spans(store.buckets)
         return collections.Counter((span.rows, span.width) for span in spans)
 
     def chunks(self, params: Params, store: Tokens, bar: Bar) -> Iterator[Chunk]:
-        """The vectors of a whole store, in chunks of bounded size.
+        """Yields the vectors of all texts of a store, in chunks of bounded size.
 
         Args:
-          params: as `place` returns them: on every device, so that no batch copies them.
-          store: what to encode.
-          bar: a unit a text.
+          params: The parameters on every device, as `place` returns them, so that no batch
+            copies them.
+          store: The texts.
+          bar: Shows the progress, one unit for each text.
+
+        Raises:
+          NonFiniteError: A vector has NaN or infinity.
         """
-        waiting: collections.deque[tuple[_Batch, jax.Array]] = collections.deque()
-        collected = _Collector(store, self.chunk_floats)
+        in_flight: collections.deque[tuple[_Batch, jax.Array]] = collections.deque()
+        collector = _Collector(store, self.chunk_floats)
         with bar:
             for batch in self._batches(store):
                 vectors = self.run(params, batch.ids, batch.lengths)
                 vectors.copy_to_host_async()
-                waiting.append((batch, vectors))
-                if len(waiting) >= _IN_FLIGHT:
-                    yield from collected.add(*waiting.popleft(), bar)
-            while waiting:
-                yield from collected.add(*waiting.popleft(), bar)
-            yield from collected.rest()
+                in_flight.append((batch, vectors))
+                if len(in_flight) >= _IN_FLIGHT:
+                    yield from collector.add(*in_flight.popleft(), bar)
+            while in_flight:
+                yield from collector.add(*in_flight.popleft(), bar)
+            yield from collector.rest()
 
     def _batches(self, store: Tokens) -> Iterator[_Batch]:
         matrices = [store.matrix(bucket) for bucket in store.buckets]
@@ -214,8 +235,10 @@ class Tower:
         return len(self._devices), span.rows // len(self._devices), span.width
 
     def _spans(self, buckets: Sequence[Bucket]) -> Iterator[_Span]:
-        """What each batch covers. What does not fill a last batch of its width goes into the
-        next wider ones where that costs fewer tokens of padding.
+        """Yields the span of each batch.
+
+        The texts that do not fill the last batch of their width join the next wider bucket
+        where that costs fewer tokens of padding.
         """
         start = 0
         for bucket, wider in itertools.zip_longest(buckets, buckets[1:]):
@@ -225,13 +248,13 @@ class Tower:
             for at in range(start, start + whole, rows):
                 yield _Span(at, rows, bucket.width, rows)
             start, left = start + whole, left - whole
-            here = (rows - left) * bucket.width
-            if left and not (wider and left * (wider.width - bucket.width) < here):
+            padding = (rows - left) * bucket.width
+            if left and not (wider and left * (wider.width - bucket.width) < padding):
                 yield _Span(start, left, bucket.width, rows)
                 start += left
 
     def _rows(self, width: int, most: int | None) -> int:
-        """Rows of a batch on all devices, as the budget allows; no more than `most` fill."""
+        """Returns the rows of a batch on all devices, within `batch_tokens` and `most`."""
         budget = self.batch_tokens // width
         rows = budget - budget % _ROW_MULTIPLE if budget > _ROW_MULTIPLE else max(1, budget)
         if most is not None:
@@ -240,7 +263,7 @@ class Tower:
 
 
 def _rows(buckets: Sequence[Bucket], matrices: Sequence[np.ndarray], span: _Span) -> np.ndarray:
-    """The token ids of a span, [rows, width]: a slice of a bucket, if it lies in one."""
+    """Returns the token ids of a span, [rows, width]; no copy if one bucket contains it."""
     parts = [
         matrix[
             max(0, span.start - bucket.start) : max(0, span.start + span.count - bucket.start)
@@ -258,7 +281,7 @@ def _rows(buckets: Sequence[Bucket], matrices: Sequence[np.ndarray], span: _Span
 
 
 class _Collector:
-    """Gathers the batches' vectors into chunks."""
+    """Gathers the vectors of batches into chunks."""
 
     def __init__(self, store: Tokens, chunk_floats: int):
         self._store = store
@@ -271,9 +294,9 @@ class _Collector:
         vectors = np.asarray(result).reshape(-1, result.shape[-1])[: batch.count]
         if not np.isfinite(vectors).all():
             raise NonFiniteError(
-                "the encoder made vectors with NaN or infinity in them, of finite parameters:"
-                " do the tokenizer's ids go beyond its embeddings, do its positions end before"
-                " `passage_max_len`, or is it the encoder's own code?"
+                "the encoder made vectors with NaN or infinity from finite parameters:"
+                " check that its embeddings cover the tokenizer's ids, that its positions"
+                " cover `passage_max_len`, and its own code"
             )
         self._vectors.append(vectors)
         self._rows.append(self._store.rows[batch.start : batch.start + batch.count])
@@ -290,35 +313,35 @@ class _Collector:
 
 
 def default_batch_tokens(device: jax.Device) -> int:
-    """Tokens a batch a device that keep its kind busy."""
+    """Returns a number of tokens per batch that keeps a device of this kind busy."""
     return 1024 if device.platform == "cpu" else 65536
 
 
 def _default_chunk_floats(device: jax.Device) -> int:
-    """128 MiB on CPU. 512 MiB where encoding is fast, since each chunk costs a merge."""
+    """Returns 128 MiB of floats on CPU, else 512 MiB: a merge follows each chunk."""
     return 1 << (25 if device.platform == "cpu" else 27)
 
 
 def matrix(chunks: Iterator[Chunk], count: int) -> np.ndarray:
-    """All vectors of a store that fits in memory (queries), in document order."""
-    parts = list(chunks)
-    vectors = np.empty((count, parts[0].vectors.shape[1]), np.float32)
-    for part in parts:
-        vectors[part.rows] = part.vectors
+    """Returns the vectors of all chunks in document order, [count, dim] float32."""
+    all_chunks = list(chunks)
+    vectors = np.empty((count, all_chunks[0].vectors.shape[1]), np.float32)
+    for chunk in all_chunks:
+        vectors[chunk.rows] = chunk.vectors
     return vectors
 
 
 def place(params: Params, devices: Sequence[jax.Device]) -> Params:
-    """Copies parameters from host memory to every device, once, as Tower wants them."""
+    """Copies parameters from host memory to every device."""
     mesh = jax.sharding.Mesh(np.asarray(devices), ("device",))
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(params, everywhere)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(params, replicated)
 
 
 def _spread(encode: Encode, devices: tuple[jax.Device, ...]) -> Any:
     def run(params: Params, ids: jax.Array, lengths: jax.Array) -> jax.Array:
         mask = jnp.arange(ids.shape[1])[None, :] < lengths[:, None].astype(jnp.int32)
-        # By itself JAX computes float32 products in TF32 on GPUs, in bfloat16 on TPUs.
+        # By default JAX computes float32 products in TF32 on GPUs and in bfloat16 on TPUs.
         with jax.default_matmul_precision("float32"):
             return encode(params, ids.astype(jnp.int32), mask).astype(jnp.float32)
 

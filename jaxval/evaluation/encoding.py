@@ -1,12 +1,11 @@
-"""The encoder that the flags name, and how its texts become tokens."""
+"""Reads the encoder that the settings name, and how its texts become tokens."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxval.canonical import digest
 from jaxval.checkpoints import restore
 from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import Restored
@@ -22,7 +22,7 @@ from jaxval.config import Evaluation, Model
 from jaxval.corpus import readers, tokenizer
 from jaxval.corpus.token_store import Recipe
 from jaxval.corpus.tokenizer import Tokenizer
-from jaxval.encoders import adapter, folder
+from jaxval.encoders import factory, folder
 from jaxval.encoders.attention import Attend, plain
 from jaxval.encoders.entries import Limit
 from jaxval.encoders.folder import ModelFolder
@@ -60,48 +60,54 @@ class Encoding:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What an encoder asks of its texts; None where it does not say.
+    """What an encoder requires of its texts. None where the encoder does not say.
 
     Attributes:
-      tokenizer: where its tokenizer lies.
-      usual: tokens of a text that it was made for.
-      limit: tokens of a text at most.
-      vocabulary: token ids at most.
-      passage_prefix, query_prefix: what stands before a text.
+      tokenizer: The folder of its tokenizer.
+      default_len: Maximum number of tokens of a text, unless a setting says otherwise.
+      limit: Maximum number of tokens of a text that the encoder can take.
+      vocabulary: Number of token ids that the encoder knows.
+      passage_prefix: The text before each passage.
+      query_prefix: The text before each query.
     """
 
     tokenizer: str | None = None
-    usual: int | None = None
+    default_len: int | None = None
     limit: Limit | None = None
     vocabulary: int | None = None
     passage_prefix: str | None = None
     query_prefix: str | None = None
 
-    def length(self, flag: int | None, otherwise: int) -> int:
-        """Tokens of a text: what the flag says; else what is usual, within the limit."""
-        usual = self.usual or otherwise
-        return flag or (usual if self.limit is None else min(usual, self.limit.tokens))
+    def length(self, setting: int | None, fallback: int) -> int:
+        """Returns the maximum number of tokens of a text.
 
-    def check(self, made: Tokenizer, *, passage_len: int, query_len: int) -> None:
-        """Raises EncoderError unless these tokens are within it."""
-        for flag, length in {"passage": passage_len, "query": query_len}.items():
+        Args:
+          setting: The user's. None takes the encoder's default, within its limit.
+          fallback: The default where the encoder has none.
+        """
+        default = self.default_len or fallback
+        return setting or (default if self.limit is None else min(default, self.limit.tokens))
+
+    def check(self, tokenizer: Tokenizer, *, passage_len: int, query_len: int) -> None:
+        """Raises EncoderError if the encoder cannot take these lengths or this tokenizer."""
+        for kind, length in {"passage": passage_len, "query": query_len}.items():
             if self.limit is not None and length > self.limit.tokens:
                 raise EncoderError(
-                    f"`{flag}_max_len={length}`: the model has {self.limit};"
+                    f"`{kind}_max_len={length}`: the model has {self.limit};"
                     f" set it to {self.limit.tokens} or less"
                 )
-        if self.vocabulary is not None and made.vocabulary > self.vocabulary:
+        if self.vocabulary is not None and tokenizer.vocabulary > self.vocabulary:
             raise EncoderError(
-                f"the tokenizer has {made.vocabulary} ids and the model {self.vocabulary}"
+                f"the tokenizer has {tokenizer.vocabulary} ids and the model {self.vocabulary}"
                 " embeddings: `tokenizer` and `model` do not belong together"
             )
 
 
 def read_encoding(settings: Evaluation) -> Encoding:
-    """All of it, but for a device.
+    """Reads the encoder and its tokenizer, without opening a device.
 
     Raises:
-      UserError: the settings are at fault.
+      UserError: A setting is wrong, or names something that cannot be read.
     """
     texts, model = settings.texts, settings.model
     readers.check_template(texts.passage_template)
@@ -111,30 +117,18 @@ def read_encoding(settings: Evaluation) -> Encoding:
     query_len = traits.length(texts.query_max_len, _QUERY_LEN)
     passage_prefix = _prefix("passage", texts.passage_prefix, traits.passage_prefix)
     query_prefix = _prefix("query", texts.query_prefix, traits.query_prefix)
-    made = tokenizer.load(model.tokenizer or traits.tokenizer or "")
-    traits.check(made, passage_len=passage_len, query_len=query_len)
+    loaded = tokenizer.load(model.tokenizer or traits.tokenizer or "")
+    traits.check(loaded, passage_len=passage_len, query_len=query_len)
     base = _base(model, param_specs(source.build(plain), model))
     return Encoding(
         build=source.build,
-        tokenizer=made,
+        tokenizer=loaded,
         passages=Recipe(texts.passage_template, passage_prefix, passage_len),
         queries=Recipe("{text}", query_prefix, query_len),
         base=base,
         identity=source.identity | _params_identity(model, base),
         folder=source.folder,
     )
-
-
-def ranking_settings(settings: Evaluation, encoding: Encoding) -> dict[str, Any]:
-    """What of a series' settings decides, with the texts, how a checkpoint ranks passages."""
-    return {
-        "tokenizer": encoding.tokenizer.digest,
-        "passages": asdict(encoding.passages),
-        "query texts": asdict(encoding.queries),
-        "encoder": encoding.identity,
-        "similarity": settings.search.similarity,
-        "index_dtype": settings.search.index_dtype,
-    }
 
 
 def param_specs(encoder: Encoder, model: Model) -> Params:
@@ -177,10 +171,10 @@ def _from_code(model: Model) -> _Source:
         encoder, name = model.encoder, "`encoder`"
         identity: dict[str, Any] = {"encoder": type(encoder).__name__}
     else:
-        factory = model.factory or ""
-        encoder, name = adapter.load_factory(factory), f"`encoder={factory}`"
-        identity = {"encoder": factory, "source": adapter.source_digest(factory)}
-    adapter.check(encoder, name)
+        spec = model.factory or ""
+        encoder, name = factory.load_factory(spec), f"`encoder={spec}`"
+        identity = {"encoder": spec, "source": factory.source_digest(spec)}
+    factory.check(encoder, name)
     leaves = flatten(encoder.abstract_params())
     shapes = {show(path): leaf.shape for path, leaf in leaves.items()}
     return _Source(lambda attend: encoder, identity | {"shapes": digest(shapes)})
@@ -209,7 +203,7 @@ def _from_folder(model: Model) -> _Source:
     }
     traits = _Traits(
         tokenizer=str(described.path),
-        usual=described.max_seq_length,
+        default_len=described.max_seq_length,
         limit=described.config.limit,
         vocabulary=described.config.vocab_size,
         passage_prefix=described.passage_prefix,
@@ -218,22 +212,28 @@ def _from_folder(model: Model) -> _Source:
     return _Source(build, identity, traits, described)
 
 
-def _prefix(kind: str, flag: str | None, folder_says: str | None) -> str:
-    """What stands before each text of a kind; said, since nothing else shows it."""
-    prefix = (folder_says or "") if flag is None else flag
-    source = "`model` says" if flag is None else f"`{kind}_prefix` says"
+def _prefix(kind: str, setting: str | None, prompt: str | None) -> str:
+    """Returns the text before each text of a kind, and logs it.
+
+    Args:
+      kind: `query` or `passage`.
+      setting: The user's. None takes the prompt.
+      prompt: The model folder's.
+    """
+    prefix = (prompt or "") if setting is None else setting
+    source = "`model`" if setting is None else f"`{kind}_prefix`"
     if prefix:
-        _LOG.info("before each %s stands %r, as %s", kind, prefix, source)
-    elif folder_says:
-        _LOG.info("before each %s stands nothing; `model` says %r", kind, folder_says)
+        _LOG.info("%s prefix: %r (from %s)", kind, prefix, source)
+    elif prompt:
+        _LOG.info("%s prefix: none (from %s); `model` has %r", kind, source, prompt)
     return prefix
 
 
 def _base(model: Model, abstract_params: Params) -> Base | None:
-    """What `base_params` names, in host memory.
+    """Reads the parameters that `base_params` names into host memory.
 
     Raises:
-      UserError: it cannot be read, or is not the encoder's.
+      UserError: They cannot be read, or are not the encoder's.
     """
     if model.base_params is None or model.lora_alpha is None:
         return None
@@ -243,20 +243,24 @@ def _base(model: Model, abstract_params: Params) -> Base | None:
         raise UserError(f"`base_params={model.base_params}`: {error}") from error
     if restored.untied:
         raise UserError(
-            f"`base_params={model.base_params}` holds two towers, {restored.found_at}: name a"
-            " checkpoint of one, which both had when the training began"
+            f"`base_params={model.base_params}` holds two towers ({restored.found_at}): name a"
+            " checkpoint with one, from which both towers were initialized"
         )
-    _LOG.info("the base is %s, parameters at %s", model.base_params, restored.found_at)
+    _LOG.info("base parameters: %s (at %s)", model.base_params, restored.found_at)
     return Base(restored.params, model.lora_alpha)
 
 
 def read_base(name: str, abstract_params: Params) -> Restored:
-    """The encoder's parameters out of a checkpoint, or of a model folder's weights.
+    """Reads the encoder's parameters from a checkpoint or from a model folder's weights.
+
+    Args:
+      name: A checkpoint's directory, or a model folder or its name on the hub.
+      abstract_params: The tree that the encoder expects, of jax.ShapeDtypeStruct.
 
     Raises:
-      JaxvalError: it cannot be read, or is not the encoder's.
+      JaxvalError: The parameters cannot be read, or are not the encoder's.
     """
-    if (checkpoint := restore.standing(name)) is not None:
+    if (checkpoint := restore.find_checkpoint(name)) is not None:
         return restore.read(checkpoint, abstract_params)
     try:
         described = folder.read(name, weights=True)
@@ -272,7 +276,7 @@ def read_base(name: str, abstract_params: Params) -> Restored:
 
 
 def _params_identity(model: Model, base: Base | None) -> dict[str, Any]:
-    """What a series keeps of where the parameters come from."""
+    """Returns what identifies where the parameters come from, and their dtype."""
     paths = model.params_paths
     identity: dict[str, Any] = {"dtype": model.dtype, "params_path": paths.tree}
     if paths.query is not None:
@@ -283,8 +287,3 @@ def _params_identity(model: Model, base: Base | None) -> dict[str, Any]:
             content.update(np.asarray(leaf).tobytes())
         identity |= {"base_params": content.hexdigest()[:16], "lora_alpha": base.alpha}
     return identity
-
-
-def digest(value: Any) -> str:
-    """Of what JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 
 
 def place_towers(restored: Restored, plan: EvalPlan) -> TowerParams:
-    """Copies what was restored to the bench's devices, a tied tree once.
+    """Copies restored parameters to the plan's devices; tied towers share one copy.
 
     Raises:
-      UserError: a device has too little memory for it.
+      UserError: A device has too little memory for them.
     """
     try:
         placed = place(restored.params, plan.devices)
@@ -29,18 +29,24 @@ def place_towers(restored: Restored, plan: EvalPlan) -> TowerParams:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            "the parameters do not fit into the device's memory: choose another by `devices`,"
-            " or `dtype=bfloat16`"
+            "the parameters do not fit into the device's memory: choose another device with"
+            " `devices`, or set `dtype=bfloat16`"
         ) from error
     return TowerParams(**placed) if restored.untied else TowerParams(placed, placed)
 
 
 def within_memory(plan: EvalPlan, work: Callable[[], Result]) -> Result:
-    """What the work returns: it is done again with half the batch for as long as the device's
-    memory is too small.
+    """Calls `work`, and calls it again with half the batch while the device is out of memory.
+
+    Args:
+      plan: The towers, whose batches are halved for the rest of the run.
+      work: Encodes with the plan's towers.
+
+    Returns:
+      What `work` returns.
 
     Raises:
-      UserError: it is so for the smallest batch too.
+      UserError: The smallest batch does not fit either.
     """
     while True:
         try:
@@ -55,10 +61,10 @@ def _halve(plan: EvalPlan, error: Exception) -> None:
     tokens = {tower.halve() for tower in (plan.query_tower, plan.passage_tower)}
     if tokens == {None}:
         raise UserError(
-            "the device has too little memory for the smallest batch: choose another by"
-            " `devices`, or `dtype=bfloat16`"
+            "the device has too little memory for the smallest batch: choose another device"
+            " with `devices`, or set `dtype=bfloat16`"
         ) from error
     _LOG.warning(
-        "the device is out of memory: from now on %s tokens a batch (`batch_tokens`)",
+        "the device is out of memory: from now on %d tokens per batch (`batch_tokens`)",
         max(filter(None, tokens)),
     )

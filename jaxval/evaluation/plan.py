@@ -109,6 +109,11 @@ class SetResult:
     params_at: str
     seconds: Mapping[str, float]
 
+    @property
+    def measures(self) -> dict[str, float]:
+        """Measure name -> mean over the queries."""
+        return {name: float(values.mean()) for name, values in self.per_query.items()}
+
     def validation(self, checkpoint: Checkpoint) -> Validation:
         """Returns the result as the validation of a checkpoint, without the hits."""
         return Validation(

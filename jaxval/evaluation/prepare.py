@@ -58,7 +58,7 @@ class Prepared:
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings of each series, by the digest of the series."""
-        return {each.eval_set.series: each.settings for each in self.sets}
+        return {prepared.eval_set.series: prepared.settings for prepared in self.sets}
 
     @property
     def folder(self) -> ModelFolder | None:
@@ -136,13 +136,12 @@ def _plan(
 
 def _groups(sets: Sequence[PreparedSet]) -> tuple[CorpusGroup, ...]:
     """Groups the sets by corpus, so that each corpus is encoded once for all its sets."""
-    corpora = {each.corpus.digest: each.corpus for each in sets}
-    return tuple(
-        CorpusGroup(
-            corpus, tuple(each.eval_set for each in sets if each.corpus.digest == digest)
-        )
-        for digest, corpus in corpora.items()
-    )
+    corpora = {prepared.corpus.digest: prepared.corpus for prepared in sets}
+
+    def members(digest: str) -> tuple[EvalSet, ...]:
+        return tuple(prepared.eval_set for prepared in sets if prepared.corpus.digest == digest)
+
+    return tuple(CorpusGroup(corpus, members(digest)) for digest, corpus in corpora.items())
 
 
 def _check_sample(sample: PreparedSet, whole: PreparedSet) -> None:
@@ -150,8 +149,8 @@ def _check_sample(sample: PreparedSet, whole: PreparedSet) -> None:
     if sample.corpus.count >= whole.corpus.count:
         raise UserError(
             f"`confirm`: {sample.files.name} has {sample.corpus.count:,} passages and"
-            f" {whole.files.name} {whole.corpus.count:,}: name the sample by the first"
-            " `dataset`, and the whole by the second"
+            f" {whole.files.name} {whole.corpus.count:,}: name the sample in the first"
+            " `dataset` and the whole set in the second"
         )
 
 
@@ -160,35 +159,44 @@ def _check_source(sample: PreparedSet, whole: PreparedSet) -> None:
     source = manifest.drawn_from(sample.files.corpus)
     if source not in (None, whole.settings["corpus"]):
         raise UserError(
-            f"`confirm`: by its manifest {sample.files.name} ({sample.files.corpus.parent}) was"
-            f" drawn from another corpus than {whole.files.corpus} is now: sample that anew"
+            f"`confirm`: the manifest of {sample.files.name} ({sample.files.corpus.parent})"
+            f" names another corpus than {whole.files.corpus}: draw a new sample from it"
         )
 
 
 def _screening(select_by: SelectBy, plan: EvalPlan) -> Screening:
-    """The first set screens for the second.
+    """Returns the screening by the first set for the second.
 
     Raises:
-      UserError: it is not the second that decides.
+      UserError: `select_by` names another set than the second.
     """
     sample, whole = plan.sets
     if select_by.dataset != whole.name:
         raise UserError(
             f"`select_by={select_by.dataset}:{select_by.measure}`: with `confirm` the second"
-            f" `dataset` decides: write `select_by={whole.name}:{select_by.measure}`"
+            f" `dataset` decides: set `select_by={whole.name}:{select_by.measure}`"
         )
     by_sample = replace(select_by, dataset=sample.name, series=sample.series)
     return Screening(by_sample, select_by)
 
 
-def _select_by(text: str | None, plan: EvalPlan, usual: EvalSet) -> SelectBy:
-    """What `NAME:MEASURE` names; by default the usual set and its first measure."""
-    name, _, measure = (text or f"{usual.name}:{plan.measures[0]}").partition(":")
-    series = {judged.name: judged.series for judged in plan.sets}
-    measures = {str(one): one for one in plan.measures}
+def _select_by(text: str | None, plan: EvalPlan, default_set: EvalSet) -> SelectBy:
+    """Returns what decides which checkpoint is best.
+
+    Args:
+      text: `NAME:MEASURE`. None takes the default set and the first measure.
+      plan: The sets and the measures.
+      default_set: The set if `text` is None.
+
+    Raises:
+      UserError: There is no such set or measure.
+    """
+    name, _, measure = (text or f"{default_set.name}:{plan.measures[0]}").partition(":")
+    series = {eval_set.name: eval_set.series for eval_set in plan.sets}
+    measures = {str(measure): measure for measure in plan.measures}
     if name not in series or measure not in measures:
         raise UserError(
-            f"`select_by={text}` must be NAME:MEASURE, a name of `dataset`"
+            f"`select_by={text}`: write NAME:MEASURE, with the name of a `dataset`"
             f" ({', '.join(series)}) and one of `measures` ({', '.join(measures)})"
         )
     lower_is_better = measuring.lower_is_better(measures[measure])

@@ -1,4 +1,4 @@
-"""Exact top-k over vectors that come in chunks: FAISS on the GPU where there is one."""
+"""Exact search over vectors that come in chunks, by FAISS, on GPUs where it has any."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxval.evaluation.stopwatch import Stopwatch
 from jaxval.records import Hits, Searcher
 
 _BLOCK = 64
-_PAIRS = 16_384  # of query and candidate, compared at a time
-_GPU_MOST = 2048  # hits a query that FAISS can select on a GPU
+_PAIRS = 16_384  # pairs of query and candidate that are scored at a time
+_GPU_MOST = 2048  # maximum number of hits per query that FAISS can select on a GPU
 
 
 Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -26,18 +26,18 @@ DTYPES = ("float32", "float16")
 
 
 class FaissSearcher:
-    """Keeps, for each query, the best `depth` passages of all chunks seen.
+    """Keeps the best `depth` passages of all chunks for each query.
 
-    Equal scores stand in document order.
+    Hits with equal scores are in document order.
 
     Args:
       queries: [queries, dim] float32.
-      depth: hits a query; a corpus of fewer passages gives fewer.
+      depth: Number of hits for each query. A corpus of fewer passages gives fewer hits.
       similarity: `dot` or `cosine`.
-      dtype: what vectors are rounded to before they are compared, one of DTYPES. Products
-        are added up in float32.
-      knns: each takes an equal part of every chunk, at the same time; None for all GPUs
-        that FAISS can use, else the CPU.
+      dtype: The dtype that vectors are rounded to before they are compared, one of DTYPES.
+        Products are summed in float32.
+      knns: The searches that each take an equal part of every chunk, in parallel. None takes
+        all GPUs that FAISS can use, or the CPU if there is none.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class FaissSearcher:
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
         """Searches a chunk: vectors [n, dim] float32, their rows [n] int64."""
-        found = [(self._scores, self._rows), *self._search(_formed(vectors, *self._form), rows)]
-        scores, all_rows = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
+        parts = [(self._scores, self._rows), *self._search(_formed(vectors, *self._form), rows)]
+        scores, all_rows = (np.concatenate(array, axis=1) for array in zip(*parts, strict=True))
         self._scores, self._rows = _keep(scores, all_rows, self._depth)
 
     def hits(self) -> Hits:
-        """The best of all chunks so far."""
+        """Returns the best of all chunks so far."""
         return Hits(*_in_order(self._scores, self._rows))
 
     def _search(
         self, vectors: np.ndarray, rows: np.ndarray
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The best of each part."""
+        """Returns the scores and rows of the best passages in each part of a chunk."""
 
         def search(part: np.ndarray, knn: Knn) -> tuple[np.ndarray, np.ndarray]:
             here = slice(part[0], part[-1] + 1)
@@ -77,24 +77,23 @@ class FaissSearcher:
             return scores, rows[here][at]
 
         parts = [
-            each for each in np.array_split(np.arange(len(rows)), len(self._knns)) if len(each)
+            part for part in np.array_split(np.arange(len(rows)), len(self._knns)) if len(part)
         ]
         with ThreadPoolExecutor(len(self._knns)) as pool:
             return list(pool.map(search, parts, self._knns))
 
 
 class Reranker:
-    """Scores each query's own candidates, and no other passage.
+    """Scores only the candidates of each query.
 
-    Equal scores stand in document order. A query with fewer candidates than another has
-    fewer hits.
+    Hits with equal scores are in document order. A query has as many hits as candidates.
 
     Args:
       queries: [queries, dim] float32.
-      candidates: the rows of each query's, [n] int64 each, none twice.
+      candidates: The rows of each query's candidates, [n] int64 each, without duplicates.
       similarity: `dot` or `cosine`.
-      dtype: what vectors are rounded to before they are compared, one of DTYPES. Products
-        are added up in float32.
+      dtype: The dtype that vectors are rounded to before they are compared, one of DTYPES.
+        Products are summed in float32.
     """
 
     def __init__(
@@ -108,30 +107,28 @@ class Reranker:
         self._form = similarity, dtype
         self._queries = _formed(queries, *self._form)
         rows = np.concatenate(candidates)
-        query = np.repeat(np.arange(len(candidates)), [len(each) for each in candidates])
+        query = np.repeat(np.arange(len(candidates)), [len(own) for own in candidates])
         order = np.argsort(rows, kind="stable")
-        self._rows, self._query = rows[order], query[order]  # a pair each, by row
+        self._rows, self._query = rows[order], query[order]  # one pair each, in order of rows
         self._scores = np.full(len(rows), -np.inf, np.float32)
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Scores a chunk for those whose candidates are in it: vectors [n, dim] float32,
-        their rows [n] int64.
-        """
+        """Scores the candidates in a chunk: vectors [n, dim] float32, their rows [n] int64."""
         vectors = _formed(vectors, *self._form)
         first, end = (np.searchsorted(self._rows, rows, side) for side in ("left", "right"))
         counts = end - first
         passage = np.repeat(np.arange(len(rows)), counts)
         pair = np.arange(len(passage)) + np.repeat(first - (counts.cumsum() - counts), counts)
         for start in range(0, len(pair), _PAIRS):
-            pairs, passages = (each[start : start + _PAIRS] for each in (pair, passage))
+            pairs, passages = (array[start : start + _PAIRS] for array in (pair, passage))
             queries = self._queries[self._query[pairs]].astype(np.float32, copy=False)
-            found = vectors[passages].astype(np.float32, copy=False)
-            self._scores[pairs] = np.einsum("pd,pd->p", queries, found)
+            chosen = vectors[passages].astype(np.float32, copy=False)
+            self._scores[pairs] = np.einsum("pd,pd->p", queries, chosen)
 
     def hits(self) -> Hits:
-        """The candidates among all chunks so far."""
-        seen = np.flatnonzero(self._scores > -np.inf)
-        query, rows, scores = self._query[seen], self._rows[seen], self._scores[seen]
+        """Returns the candidates in all chunks so far, best first."""
+        scored = np.flatnonzero(self._scores > -np.inf)
+        query, rows, scores = self._query[scored], self._rows[scored], self._scores[scored]
         order = np.lexsort((rows, -scores, query))
         query, rows, scores = query[order], rows[order], scores[order]
         counts = np.bincount(query, minlength=len(self._queries))
@@ -143,10 +140,13 @@ class Reranker:
 
 
 class BackgroundSearcher:
-    """A Searcher that searches a chunk while its caller makes the next one.
+    """A Searcher that searches a chunk in a thread while its caller makes the next one.
 
-    Leave it as a context, so that no search goes on behind its back. At most one chunk
-    waits: who brings another one waits too.
+    Use it as a context manager: its exit waits for the search of the last chunk. `add` waits
+    while the chunk before is being searched.
+
+    Args:
+      searcher: Searches the chunks.
     """
 
     def __init__(self, searcher: Searcher):
@@ -161,16 +161,20 @@ class BackgroundSearcher:
         self._thread.shutdown()
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
-        """Begins with this chunk, once the one before it has been searched.
+        """Starts the search of a chunk, after that of the chunk before has ended.
+
+        Args:
+          vectors: [n, dim] float32.
+          rows: [n] int64, their rows.
 
         Raises:
-          Exception: what the search of that one raised.
+          Exception: What the search of the chunk before raised.
         """
         self._wait()
         self._search = self._thread.submit(self._searcher.add, vectors, rows)
 
     def hits(self) -> Hits:
-        """The best of all chunks; raises as `add` does."""
+        """Returns the best of all chunks; raises what the search of the last one raised."""
         self._wait()
         return self._searcher.hits()
 
@@ -205,7 +209,7 @@ class TimedSearcher:
 
 
 def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
-    """As they are compared."""
+    """Returns vectors as they are compared: of unit length for `cosine`, in `dtype`."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     if similarity == "cosine":
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -214,8 +218,10 @@ def _formed(vectors: np.ndarray, similarity: str, dtype: str) -> np.ndarray:
 
 
 def _keep(scores: np.ndarray, rows: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best `depth` of each query, in no order; of equals at the last place the first
-    rows. Only queries with such equals are sorted.
+    """Returns the scores and rows of the best `depth` hits of each query, in no order.
+
+    Of hits with equal scores at the last place the first rows are kept. Only queries with
+    such hits are sorted.
     """
     if scores.shape[1] <= depth:
         return scores, rows
@@ -235,27 +241,28 @@ def _in_order(scores: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _top(
     knn: Knn, queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and positions of the best `depth`; in no order among equals.
+    """Returns the scores and positions of the best `depth` passages of each query.
 
-    Of passages with equal scores at the last place FAISS keeps any. So it is asked for one
-    more, and the queries for which that one scores as the last does are searched again.
+    Of passages with equal scores at the last place FAISS keeps any. So FAISS returns one
+    passage more, and the queries whose passage `depth + 1` scores as passage `depth` are
+    searched again.
     """
-    # FAISS fills up with -1 beyond the chunk's size: never ask for more than there is.
-    scores, found = knn(queries, vectors, min(depth + 1, len(vectors)))
-    if found.shape[1] <= depth:
-        return scores, found
+    # FAISS fills up with -1 where k is greater than the number of vectors.
+    scores, positions = knn(queries, vectors, min(depth + 1, len(vectors)))
+    if positions.shape[1] <= depth:
+        return scores, positions
     tied = np.flatnonzero(scores[:, depth - 1] == scores[:, depth])
     for start in range(0, len(tied), _BLOCK):
         block = tied[start : start + _BLOCK]
         exact_scores = queries[block].astype(np.float32) @ vectors.T.astype(np.float32)
         for query, exact in zip(block, exact_scores, strict=True):
             best = _first_of_equals(exact, rows, depth)
-            scores[query, :depth], found[query, :depth] = exact[best], best
-    return scores[:, :depth], found[:, :depth]
+            scores[query, :depth], positions[query, :depth] = exact[best], best
+    return scores[:, :depth], positions[:, :depth]
 
 
 def _first_of_equals(scores: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
-    """Positions of the best `depth` scores; of equals at the last place the first rows."""
+    """Returns the positions of the best `depth` scores, with the first rows among equals."""
     last = np.partition(scores, -depth)[-depth]
     above, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
     missing = depth - len(above)
@@ -263,13 +270,13 @@ def _first_of_equals(scores: np.ndarray, rows: np.ndarray, depth: int) -> np.nda
 
 
 def _on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    queries, vectors = (each.astype(np.float32, copy=False) for each in (queries, vectors))
+    queries, vectors = (array.astype(np.float32, copy=False) for array in (queries, vectors))
     return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 @functools.cache
 def _all_gpus() -> list[Knn]:
-    """One a GPU; none with FAISS's CPU build."""
+    """Returns one search for each GPU; none with FAISS's CPU build."""
     count = int(getattr(faiss, "get_num_gpus", lambda: 0)())
     return [
         functools.partial(_on_gpu, number, faiss.StandardGpuResources())

@@ -1,4 +1,4 @@
-"""A validation set made ready: tokenized, its qrels in rows, its series named."""
+"""Prepares a validation set: tokenizes it, and builds its judgments and its series."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxval.canonical import digest
 from jaxval.config import Evaluation, Search
 from jaxval.corpus import readers, token_store
 from jaxval.corpus.datasets import QuerySet, none_judged
 from jaxval.corpus.runs import Candidates, of_another_corpus, read_run
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UserError
-from jaxval.evaluation.encoding import Encoding, digest, ranking_settings
+from jaxval.evaluation.encoding import Encoding
 from jaxval.evaluation.plan import EvalSet
+from jaxval.evaluation.series import series_settings
 from jaxval.metrics.ranks import Judgments
 from jaxval.records import DatasetFiles, Progress, Text
 
@@ -51,104 +53,104 @@ def prepare_set(
     measures: Sequence[Any],
     progress: Progress,
 ) -> PreparedSet:
-    """Reads and tokenizes a set, and says what is left out of it.
+    """Tokenizes a set, and logs what is left out of it.
 
     Args:
-      files: the set's.
-      queries: what was read of them already.
-      settings, encoding, measures: of the run.
-      progress: shows the tokenizing.
+      files: The files of the set.
+      queries: The queries and judgments that were read from the files.
+      settings: How each checkpoint is evaluated.
+      encoding: How texts become tokens.
+      measures: The measures, as `metrics.measures.parse` returns them.
+      progress: Shows the tokenization.
 
     Raises:
-      DataError: the corpus cannot be used, or has none of the judged documents.
+      DataError: The corpus cannot be used, or has none of the judged documents.
     """
-    named = _candidates(settings.search, queries)
-    origin = readers.digest(files.corpus)
-    corpus = _tokenize_corpus(files, origin, named, settings, encoding, progress)
-    stored = _tokenize_queries(files, queries, settings, encoding, progress)
-    rows = corpus.find(sorted({doc for grades in queries.qrels.values() for doc in grades}))
-    _report(queries, stored, corpus, rows, "in the corpus" if named is None else "candidates")
+    candidates = _read_candidates(settings.search, queries)
+    corpus_digest = readers.digest(files.corpus)
+    corpus = _tokenize_corpus(files, corpus_digest, candidates, settings, encoding, progress)
+    tokenized = _tokenize_queries(files, queries, settings, encoding, progress)
+    rows = corpus.find(sorted(queries.judged))
+    _log_contents(queries, tokenized, corpus)
+    _warn_of_losses(queries, tokenized, corpus, rows, reranked=candidates is not None)
     if not rows:
-        where = (
-            files.corpus if named is None else f"{settings.search.rerank} and {files.corpus}"
-        )
-        raise none_judged(files, where)
-    identity: dict[str, Any] = {
-        "dataset": files.name,
-        "corpus": origin,
-        "queries": queries.digest,
-        **ranking_settings(settings, encoding),
-        "depth": settings.search.depth,
-        "measures": sorted(map(str, measures)),
-    }
-    if named is not None:
-        identity["candidates"] = digest({query: sorted(ids) for query, ids in named.items()})
+        rerank = settings.search.rerank
+        raise none_judged(files, f"{rerank} and {files.corpus}" if rerank else files.corpus)
+    identity = series_settings(settings, encoding, measures, queries, corpus_digest, candidates)
     query_ids = tuple(text.id for text in queries.texts)
     eval_set = EvalSet(
         name=files.name,
         series=digest(identity),
-        queries=stored,
+        queries=tokenized,
         query_ids=query_ids,
         judgments=Judgments.from_qrels(queries.qrels, query_ids, rows),
-        candidates=None if named is None else _candidate_rows(queries, named, corpus),
+        candidates=None if candidates is None else _candidate_rows(queries, candidates, corpus),
     )
     return PreparedSet(files, queries, corpus, eval_set, identity)
 
 
-def _candidates(search: Search, queries: QuerySet) -> Candidates | None:
-    """Of each query, the passages that are scored; None for all."""
+def _read_candidates(search: Search, queries: QuerySet) -> Candidates | None:
+    """Reads the passages to score for each query; None searches the whole corpus."""
     if search.rerank is None:
         return None
     run = read_run(search.rerank, search.depth, queries.qrels)
-    without = len(queries.texts) - len(run.hits)
-    if without:
-        remark = "%s: of %d judged queries %d are not in %s and find nothing"
-        _LOG.warning(remark, queries.name, len(queries.texts), without, search.rerank)
+    count, missing = len(queries.texts), len(queries.texts) - len(run.hits)
+    if missing:
+        _LOG.warning(
+            "%s: %d of %d judged queries are not in %s and get no results",
+            *(queries.name, missing, count, search.rerank),
+        )
     return run.hits
 
 
-def _among(
-    texts: Iterable[Text], ids: Collection[str], flag: str, files: DatasetFiles
+def _only(
+    texts: Iterable[Text], ids: Collection[str], source: str, files: DatasetFiles
 ) -> Iterator[Text]:
-    """Those of these ids; DataError if there is none."""
-    found = 0
+    """Yields the texts of these ids.
+
+    Raises:
+      DataError: There is none.
+    """
+    count = 0
     for text in texts:
         if text.id in ids:
-            found += 1
+            count += 1
             yield text
-    if not found:
-        raise of_another_corpus(flag, ids, files.corpus)
+    if not count:
+        raise of_another_corpus(source, ids, files.corpus)
 
 
 def _candidate_rows(
-    queries: QuerySet, named: Candidates, corpus: TokenStore
+    queries: QuerySet, candidates: Candidates, corpus: TokenStore
 ) -> tuple[np.ndarray, ...]:
-    """The candidates of each query, as rows of the corpus."""
-    ids = sorted({id_ for passages in named.values() for id_ in passages})
+    """Returns the rows of each query's candidates, [n] int64 each."""
+    ids = sorted({id_ for passages in candidates.values() for id_ in passages})
     rows = corpus.find(ids)
     if len(rows) < len(ids):
-        remark = "%s: of %d candidates %d are not in the corpus and are left out"
-        _LOG.warning(remark, queries.name, len(ids), len(ids) - len(rows))
+        _LOG.warning(
+            "%s: %d of %d candidates are not in the corpus and are left out",
+            *(queries.name, len(ids) - len(rows), len(ids)),
+        )
     return tuple(
-        np.array([rows[id_] for id_ in named.get(text.id, ()) if id_ in rows], np.int64)
+        np.array([rows[id_] for id_ in candidates.get(text.id, ()) if id_ in rows], np.int64)
         for text in queries.texts
     )
 
 
 def _tokenize_corpus(
     files: DatasetFiles,
-    origin: str,
-    named: Candidates | None,
+    corpus_digest: str,
+    candidates: Candidates | None,
     settings: Evaluation,
     encoding: Encoding,
     progress: Progress,
 ) -> TokenStore:
-    """The corpus, or of it the candidates alone."""
-    texts = readers.read_texts(files.corpus)
-    if named is not None:
-        ids = frozenset(id_ for passages in named.values() for id_ in passages)
-        texts = _among(texts, ids, f"`rerank={settings.search.rerank}`", files)
-        origin = digest([origin, sorted(ids)])
+    """Tokenizes the corpus, or only its candidates."""
+    texts, origin = readers.read_texts(files.corpus), corpus_digest
+    if candidates is not None:
+        ids = frozenset(id_ for passages in candidates.values() for id_ in passages)
+        texts = _only(texts, ids, f"`rerank={settings.search.rerank}`", files)
+        origin = digest([corpus_digest, sorted(ids)])
     return token_store.open_or_build(
         _token_dir(settings),
         texts,
@@ -158,12 +160,6 @@ def _tokenize_corpus(
         find_lines=lambda id_: readers.find_lines(files.corpus, id_),
         bar=lambda: progress(f"{files.name}: tokenizing passages", None),
     )
-
-
-def _token_dir(settings: Evaluation) -> Path:
-    if settings.texts.token_dir is None:
-        raise UserError("`token_dir` is not set: name a directory for the tokenized texts")
-    return settings.texts.token_dir
 
 
 def _tokenize_queries(
@@ -184,15 +180,13 @@ def _tokenize_queries(
     )
 
 
-def _report(
-    queries: QuerySet,
-    stored: TokenStore,
-    corpus: TokenStore,
-    rows: dict[str, int],
-    where: str,
-) -> None:
-    """Says what the set holds, and everything about it that is left out or looks wrong."""
-    judged = {doc for grades in queries.qrels.values() for doc in grades}
+def _token_dir(settings: Evaluation) -> Path:
+    if settings.texts.token_dir is None:
+        raise UserError("`token_dir` is not set: name a directory for the tokenized texts")
+    return settings.texts.token_dir
+
+
+def _log_contents(queries: QuerySet, tokenized: TokenStore, corpus: TokenStore) -> None:
     _LOG.info(
         "%s: %d passages of %.0f tokens (%.1f%% padding, widths %s), %d queries of %.0f tokens",
         queries.name,
@@ -200,30 +194,43 @@ def _report(
         corpus.tokens / corpus.count,
         100 * (1 - corpus.tokens / corpus.padded),
         " ".join(str(bucket.width) for bucket in corpus.buckets),
-        stored.count,
-        stored.tokens / stored.count,
+        tokenized.count,
+        tokenized.tokens / tokenized.count,
     )
+
+
+def _warn_of_losses(
+    queries: QuerySet,
+    tokenized: TokenStore,
+    corpus: TokenStore,
+    rows: Collection[str],
+    *,
+    reranked: bool,
+) -> None:
+    """Logs each kind of text or judgment that is left out, cut or not found.
+
+    Args:
+      queries: The queries and judgments of the set.
+      tokenized: The tokenized queries.
+      corpus: The tokenized passages.
+      rows: The ids of the judged documents that the corpus has.
+      reranked: Whether the corpus consists of candidates only.
+    """
+    judged, count = len(queries.judged), len(queries.texts)
     irrelevant = sum(max(grades.values()) <= 0 for grades in queries.qrels.values())
-    remarks = {
-        "of %d judged queries %d have no relevant document, by their qrels": (
-            len(queries.texts),
-            irrelevant,
+    where = "candidates" if reranked else "in the corpus"
+    losses = {
+        f"%d of {count} judged queries have no relevant document in the qrels": irrelevant,
+        f"%d of {judged} judged documents are not {where}; they count as never found": (
+            judged - len(rows)
         ),
-        f"of %d judged documents %d are not {where}; they count as never found": (
-            len(judged),
-            len(judged) - len(rows),
-        ),
-        "of %d queries %d reach `query_max_len` and may be cut": (stored.count, stored.full),
-        "of %d passages %d reach `passage_max_len` and may be cut": (corpus.count, corpus.full),
-        "beside %d judged queries, %d have no judgement and are left out": (
-            len(queries.texts),
-            queries.unjudged,
-        ),
-        "beside %d judged queries, %d of the qrels have no text and are left out": (
-            len(queries.texts),
-            queries.unknown_queries,
+        f"%d of {tokenized.count} queries reach `query_max_len` and may be cut": tokenized.full,
+        f"%d of {corpus.count} passages reach `passage_max_len` and may be cut": corpus.full,
+        f"%d queries have no judgment and are left out; {count} are judged": queries.unjudged,
+        f"%d queries of the qrels have no text and are left out; {count} are judged": (
+            queries.unknown_queries
         ),
     }
-    for remark, (whole, part) in remarks.items():
-        if part:
-            _LOG.warning("%s: " + remark, queries.name, whole, part)
+    for loss, number in losses.items():
+        if number:
+            _LOG.warning("%s: " + loss, queries.name, number)

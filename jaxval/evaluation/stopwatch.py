@@ -1,4 +1,4 @@
-"""Seconds by stage."""
+"""Measures the seconds of each stage."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Seconds by stage, going on from those given."""
+    """Counts the seconds of stages.
+
+    Args:
+      seconds: Stage -> seconds counted before.
+
+    Attributes:
+      seconds: Stage -> seconds counted so far.
+    """
 
     def __init__(self, seconds: dict[str, float] | None = None):
         self.seconds = dict(seconds or {})
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Counts what is done in this context for `stage`."""
+        """Counts the time inside this context for `stage`."""
         start = time.perf_counter()
         try:
             yield

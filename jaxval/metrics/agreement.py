@@ -1,12 +1,14 @@
-"""Does a part of the corpus rank checkpoints as the whole does? Tau, rho, regret, optimism.
+"""How well a part of a corpus ranks checkpoints, compared with the whole corpus.
 
-Kendall's tau-b (Kendall, The treatment of ties in ranking problems, Biometrika 1945) is what
-test collections are compared by since Voorhees (Variations in relevance judgments and the
-measurement of retrieval effectiveness, SIGIR 1998). It counts every pair of checkpoints alike;
-the regret asks what is lost if the part alone chooses. Intervals are percentiles of a
-bootstrap over the queries (Efron and Tibshirani, An introduction to the bootstrap, 1993), both
-sides on the same queries, and what is best is asked anew in each resample. So they say how the
-same checkpoints would do on other queries, not how other checkpoints would.
+Kendall's tau-b (Kendall, The treatment of ties in ranking problems, Biometrika 1945) is the
+usual statistic for comparing test collections since Voorhees (Variations in relevance
+judgments and the measurement of retrieval effectiveness, SIGIR 1998). It weights all pairs of
+checkpoints equally. The regret is the loss if the part alone chooses the best checkpoint.
+
+Intervals are percentiles of a bootstrap over the queries (Efron and Tibshirani, An
+introduction to the bootstrap, 1993). Each resample takes the same queries for part and whole,
+and chooses the best checkpoint again. So the intervals apply to the same checkpoints on other
+queries, not to other checkpoints.
 """
 
 from __future__ import annotations
@@ -17,15 +19,20 @@ import numpy as np
 
 RESAMPLES = 1000
 _SEED = 19450601
-_AT_A_TIME = 1 << 21  # pairs of checkpoints, over all resamples
+_BATCH_PAIRS = 1 << 21  # pairs of checkpoints per batch of resamples
 _LEVELS = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95% interval; None where it is undefined.
+    """A value with its 95% interval. All are None if the value is undefined.
 
-    Tau and rho are undefined where all checkpoints score the same.
+    Tau and rho are undefined if all checkpoints score the same.
+
+    Attributes:
+      value: the value on all queries.
+      low: lower end of the interval.
+      high: upper end of the interval.
     """
 
     value: float | None
@@ -35,16 +42,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a part's values of one measure agree with the whole corpus's.
+    """How well the values on a part of a corpus agree with those on the whole, for one measure.
 
     Attributes:
-      tau: Kendall's tau-b over the checkpoints, of the means over the queries.
-      rho: Spearman's rank correlation of the same.
-      best: the number of the checkpoint that the part calls best, of equals the first.
-      same_best: whether none is better on the whole corpus.
-      same_best_share: in what share of the resamples that is so.
-      regret: what that checkpoint scores less, on the whole corpus, than the best there.
-      optimism: part minus whole, the mean over the checkpoints.
+      tau: Kendall's tau-b of the checkpoints' means over the queries.
+      rho: Spearman's rank correlation of these means.
+      best: index of the checkpoint that is best on the part, the first of equals.
+      same_best: whether that checkpoint is best on the whole corpus too.
+      same_best_share: share of the resamples in which the part's best is the whole's.
+      regret: the best mean on the whole corpus, minus the mean there of the part's best.
+      optimism: mean on the part minus mean on the whole, averaged over the checkpoints.
     """
 
     tau: Estimate
@@ -57,55 +64,79 @@ class Agreement:
 
 
 def agree(whole: np.ndarray, part: np.ndarray) -> Agreement:
-    """Compares values of one measure, both [checkpoints, queries], in one order.
+    """Compares the values of one measure on a part of a corpus with those on the whole.
+
+    Args:
+      whole: [checkpoints, queries] float64, on the whole corpus.
+      part: [checkpoints, queries] float64, on the part; checkpoints and queries in the same
+        order.
 
     Raises:
       ValueError: the shapes differ, or there are fewer than two checkpoints or no queries.
     """
     if whole.shape != part.shape or whole.ndim != 2 or len(whole) < 2 or not whole.size:
         raise ValueError(f"values of {whole.shape} and {part.shape} cannot be compared")
-    observed = _all(_tied(whole.mean(1)[None]), _tied(part.mean(1)[None]))
+    observed = _statistics(_round(whole.mean(1)[None]), _round(part.mean(1)[None]))
     weights = _weights(whole.shape[1])
-    resampled = _all(_tied(weights @ whole.T), _tied(weights @ part.T))
-    found = {name: _estimate(float(observed[name][0]), resampled[name]) for name in observed}
+    resampled = _statistics(_round(weights @ whole.T), _round(weights @ part.T))
+    estimates = {
+        name: _estimate(float(observed[name][0]), resampled[name]) for name in observed
+    }
     return Agreement(
-        **found,
-        best=int(_tied(part.mean(1)).argmax()),
-        same_best=found["regret"].value == 0,
+        **estimates,
+        best=int(_round(part.mean(1)).argmax()),
+        same_best=estimates["regret"].value == 0,
         same_best_share=float((resampled["regret"] == 0).mean()),
     )
 
 
 def kendall(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Tau-b of each row; both [rows, n], the result [rows], NaN where a row is constant."""
-    rows = max(1, _AT_A_TIME // one.shape[1] ** 2)
-    parts = range(0, len(one), rows)
+    """Returns Kendall's tau-b of each pair of rows.
+
+    Args:
+      one: [rows, n] float64.
+      other: [rows, n] float64.
+
+    Returns:
+      [rows] float64; NaN for a row that is constant in `one` or `other`.
+    """
+    rows = max(1, _BATCH_PAIRS // one.shape[1] ** 2)
+    starts = range(0, len(one), rows)
     return np.concatenate(
-        [_kendall(one[at : at + rows], other[at : at + rows]) for at in parts]
+        [_kendall(one[start : start + rows], other[start : start + rows]) for start in starts]
     )
 
 
 def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Rho of each row, equals sharing their mean rank; shapes as for `kendall`."""
-    # The mean rank of equals, from how many are below and how many above.
+    """Returns Spearman's rho of each pair of rows; equal values share their mean rank.
+
+    Args:
+      one: [rows, n] float64.
+      other: [rows, n] float64.
+
+    Returns:
+      [rows] float64; NaN for a row that is constant in `one` or `other`.
+    """
+    # Values below minus values above: a linear function of the rank.
     ranks = [np.sign(x[:, :, None] - x[:, None, :]).sum(2) for x in (one, other)]
     return _cosine(*ranks)
 
 
 def _kendall(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     signs = [np.sign(x[:, :, None] - x[:, None, :]) for x in (one, other)]
-    return _cosine(*(each.reshape(len(one), -1) for each in signs))
+    return _cosine(*(sign.reshape(len(one), -1) for sign in signs))
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the cosine of each pair of rows; NaN if one of them is zero."""
     norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
     dots = (one * other).sum(1)
     cosines: np.ndarray = np.divide(dots, norms, out=np.full(len(one), np.nan), where=norms > 0)
     return cosines
 
 
-def _all(whole: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
-    """The statistics of means [resamples, checkpoints], each [resamples]."""
+def _statistics(whole: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns statistics of means [resamples, checkpoints], [resamples] each."""
     chosen = np.take_along_axis(whole, part.argmax(1)[:, None], 1)[:, 0]
     return {
         "tau": kendall(whole, part),
@@ -116,7 +147,7 @@ def _all(whole: np.ndarray, part: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _weights(queries: int) -> np.ndarray:
-    """[resamples, queries]: which share of a resample each query is."""
+    """Returns each query's share of a resample, [resamples, queries] float64."""
     rng = np.random.default_rng(_SEED)
     return rng.multinomial(queries, np.full(queries, 1 / queries), RESAMPLES) / queries
 
@@ -129,6 +160,6 @@ def _estimate(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def _tied(means: np.ndarray) -> np.ndarray:
-    """Means that differ by rounding alone become equal."""
+def _round(means: np.ndarray) -> np.ndarray:
+    """Makes means equal that differ only by rounding errors."""
     return np.round(means, 12)

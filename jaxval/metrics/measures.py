@@ -1,4 +1,4 @@
-"""Hits and qrels -> a value a query, for any measure that ir_measures can parse."""
+"""Computes measures from hits and judgments: any that ir_measures knows, and AvgRank."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from jaxval.records import Hits
 class _AvgRank(ir_measures.measures.Measure):  # type: ignore[misc]
     """The mean rank of a query's relevant passages; lower is better.
 
-    As DPR validates (Karpukhin et al., Dense Passage Retrieval for Open-Domain Question
-    Answering, EMNLP 2020, and its code): each is ranked among the passages that are
-    searched, or re-ranked. One that is not found counts as right behind the last place,
-    depth + 1.
+    DPR validates by it (Karpukhin et al., Dense Passage Retrieval for Open-Domain Question
+    Answering, EMNLP 2020, and its code). Each relevant passage is ranked among the passages
+    that are searched or re-ranked. A relevant passage that is not found has rank depth + 1.
     """
 
     NAME = __name__ = "AvgRank"
@@ -34,11 +33,15 @@ _TRIAL_RUN = {"0": {"1": 2.0, "0": 1.0}}
 
 
 def parse(names: Sequence[str], depth: int) -> list[Any]:
-    """The measures of these names.
+    """Returns the measures of these names.
+
+    Args:
+      names: The names, as ir_measures spells them, or `AvgRank`.
+      depth: Number of hits for each query.
 
     Raises:
-      UserError: a name means no measure, none here can compute it, or it looks deeper
-        than `depth`.
+      UserError: There is no such measure, it cannot be computed here, or its cutoff is
+        greater than `depth`.
     """
     if not names:
         raise UserError("`measures` is empty: name at least one, e.g. `measures=RR@10`")
@@ -46,7 +49,7 @@ def parse(names: Sequence[str], depth: int) -> list[Any]:
 
 
 def lower_is_better(measure: Any) -> bool:
-    """Whether the lower of two values is the better one; of ir_measures' own, of none."""
+    """Returns whether the lower of two values is better. True only for AvgRank."""
     return isinstance(measure, _AvgRank)
 
 
@@ -119,7 +122,7 @@ def _parse(name: str, depth: int) -> Any:
             list(ir_measures.iter_calc([measure], _TRIAL_QRELS, _TRIAL_RUN))
     except Exception as error:
         why = " ".join(str(error).split())
-        if "cutoff=<" in why:  # ir_measures shows its placeholder
+        if "cutoff=<" in why:  # the placeholder of ir_measures
             why = f"it needs a cutoff, as in {name}@10"
         raise UserError(
             f"`measures`: {name!r} is no measure that ir_measures can compute here ({why})."
@@ -128,7 +131,7 @@ def _parse(name: str, depth: int) -> Any:
     cutoff = measure.params.get("cutoff", 0)
     if cutoff > depth:
         raise UserError(
-            f"`measures`: {name} looks at {cutoff} hits and `depth={depth}` gives fewer:"
+            f"`measures`: {name} needs {cutoff} hits and `depth={depth}` gives fewer:"
             f" set `depth={cutoff}` or more"
         )
     return measure

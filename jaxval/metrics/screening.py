@@ -1,9 +1,10 @@
-"""Screen, then confirm: who is surely worse on the sample is not put to the whole corpus.
+"""Screening: checkpoints that are significantly worse on a sample skip the whole corpus.
 
-A checkpoint that is screened out gets a failure in the whole corpus's series, in the
-transaction of its sampled result. So after any kill the ledger alone says what is still to be
-confirmed: what has a row of the sample and none of the whole; and what another sample screened
-out: what has its failure and no row of this sample. Such a failure does not count.
+A checkpoint that is screened out gets a failure in the series of the whole corpus, in the
+transaction that writes its result on the sample. So even after a kill, the ledger says what
+to do with each checkpoint: one with a row of the sample and none of the whole corpus is still
+to be confirmed. One with a failure, but without a row of this sample, was screened out by
+another sample; such a failure is removed.
 """
 
 from __future__ import annotations
@@ -16,95 +17,128 @@ from jaxval.metrics.significance import LEVEL
 from jaxval.records import SCREENED, Checkpoint, Failure, SelectBy, Validation
 
 Scores = Mapping[Checkpoint, float]
+"""Checkpoint -> its mean of the measure that decides."""
 
 _LISTED = 5
 
 
 @dataclass(frozen=True)
 class Screening:
-    """The sample that screens and the whole corpus that confirms, by the same measure."""
+    """A sample that screens checkpoints, and the whole corpus that confirms them.
+
+    Attributes:
+      sample: the measure that decides, on the sample.
+      whole: the same measure, on the whole corpus.
+    """
 
     sample: SelectBy
     whole: SelectBy
 
     def verdict(self, candidate: Validation, best: Validation | None) -> Failure | None:
-        """The row that says it is screened out; None if it is to be confirmed.
+        """Decides whether a checkpoint is screened out.
 
         Args:
-          candidate: on the sample; its standing is that against `best`.
-          best: on the sample, of those before it.
+          candidate: its validation on the sample, compared with `best`.
+          best: the best validation on the sample before it; None if there is none.
+
+        Returns:
+          The failure that records why it is screened out; None if it is to be confirmed.
         """
         if best is None or candidate.standing is None:
             return None
-        luck = candidate.standing.p_values[self.sample.measure]
-        if self.sample.worth(candidate) >= self.sample.worth(best) or luck >= LEVEL:
+        measure = self.sample.measure
+        p_value = candidate.standing.p_values[measure]
+        if self.sample.worth(candidate) >= self.sample.worth(best) or p_value >= LEVEL:
             return None
-        value, other = (one.measures[self.sample.measure] for one in (candidate, best))
         message = (
-            f"on {self.sample.dataset} its {self.sample.measure} of {value:.4f} is"
-            f" significantly worse than step {best.checkpoint.step}'s {other:.4f}"
-            f" (p = {luck:.2g}): not put to {self.whole.dataset}"
+            f"{measure} on {self.sample.dataset} is {candidate.measures[measure]:.4f},"
+            f" significantly worse than {best.measures[measure]:.4f} of step"
+            f" {best.checkpoint.step} (p = {p_value:.2g}): not validated on"
+            f" {self.whole.dataset}"
         )
         return Failure(candidate.checkpoint, self.whole.series, SCREENED, message)
 
     def saved(self, validations: Sequence[Validation], failures: Sequence[Failure]) -> str:
-        """One line about what the ledger holds: how many were confirmed, and the time that
-        the others would have taken, had each been a typical one of the confirmed.
+        """Returns a line that says how much time screening saved.
+
+        The time saved is the number of screened-out checkpoints, times the median time of a
+        confirmed one on the whole corpus.
+
+        Args:
+          validations: all validations in the ledger.
+          failures: all failures in the ledger.
         """
-        sampled = [_seconds(one) for one in validations if one.series == self.sample.series]
-        whole = [_seconds(one) for one in validations if one.series == self.whole.series]
-        out = sum(map(self._screened_out, failures))
-        said = (
-            f"confirmed {len(whole)} of {len(whole) + out} checkpoints on {self.whole.dataset}"
+        sampled = [_seconds(row) for row in validations if row.series == self.sample.series]
+        whole = [_seconds(row) for row in validations if row.series == self.whole.series]
+        screened = sum(map(self._is_screened, failures))
+        line = (
+            f"confirmed {len(whole)} of {len(whole) + screened} checkpoints on"
+            f" {self.whole.dataset}; {screened} screened out"
         )
-        if not (whole and out):
-            return f"{said}; {out} screened out"
-        saved = _duration(out * statistics.median(whole))
+        if not (whole and screened):
+            return line
+        saved = _duration(screened * statistics.median(whole))
         return (
-            f"{said}; {out} screened out saved about {saved}, {self.sample.dataset} took"
-            f" {_duration(sum(sampled))} in all"
+            f"{line}, which saved about {saved}; {self.sample.dataset} took"
+            f" {_duration(sum(sampled))} in total"
         )
 
     def estimated(self, validations: Sequence[Validation], failures: Sequence[Failure]) -> str:
-        """One line about what those screened out would have scored on the whole; empty if none
-        was, or fewer than two were confirmed.
+        """Returns a line that estimates the scores of screened-out checkpoints on the whole.
 
-        What the sample says too much is much the same from one checkpoint to the next, if it
-        was drawn by a ranking like theirs (benchmarks/fidelity): what it says too much of the
-        nearest confirmed one, by step, is taken off. How far off that would have been for each
-        of the confirmed, by its nearest, is said beside it.
+        Scores on a sample are too high. The excess is about the same for all checkpoints if a
+        ranking similar to theirs drew the sample (benchmarks/fidelity). So the estimate is the
+        score on the sample, minus the excess of the confirmed checkpoint with the nearest
+        step. The line also gives the error of the same estimate for confirmed checkpoints.
+
+        Args:
+          validations: all validations in the ledger.
+          failures: all failures in the ledger.
+
+        Returns:
+          The line; empty if no checkpoint was screened out, or fewer than two were confirmed.
         """
         sampled, whole = self._scores(validations)
-        excess = {one: sampled[one] - whole[one] for one in sorted(sampled.keys() & whole)}
-        out = [one.checkpoint for one in failures if self._screened_out(one)]
-        if len(excess) < 2 or not sampled.keys() & out:
+        excess = {
+            checkpoint: sampled[checkpoint] - whole[checkpoint]
+            for checkpoint in sorted(sampled.keys() & whole)
+        }
+        screened = [row.checkpoint for row in failures if self._is_screened(row)]
+        if len(excess) < 2 or not sampled.keys() & screened:
             return ""
-        wrong = [abs(excess[one] - _of_nearest(excess, one)) for one in excess]
-        guessed = {
-            one: sampled[one] - _of_nearest(excess, one) for one in sorted(sampled.keys() & out)
+        errors = [
+            abs(excess[checkpoint] - _of_nearest(excess, checkpoint)) for checkpoint in excess
+        ]
+        estimates = {
+            checkpoint: sampled[checkpoint] - _of_nearest(excess, checkpoint)
+            for checkpoint in sorted(sampled.keys() & screened)
         }
         return (
-            f"estimated {self.whole.measure} of these on {self.whole.dataset}:"
-            f" {self._best(guessed)} (the same for those confirmed is off by"
-            f" {statistics.mean(wrong):.4f} in the mean, {max(wrong):.4f} at most)"
+            f"estimated {self.whole.measure} of screened-out checkpoints on"
+            f" {self.whole.dataset}: {self._list_best(estimates)} (for confirmed checkpoints"
+            f" the error is {statistics.mean(errors):.4f} on average and {max(errors):.4f} at"
+            " most)"
         )
 
-    def _best(self, guessed: Scores) -> str:
+    def _list_best(self, estimates: Scores) -> str:
         sign = 1 if self.whole.lower_is_better else -1
-        order = sorted(guessed, key=lambda one: sign * guessed[one])
-        listed = ", ".join(f"step {one.step} {guessed[one]:.4f}" for one in order[:_LISTED])
+        order = sorted(estimates, key=lambda checkpoint: sign * estimates[checkpoint])
+        listed = ", ".join(
+            f"step {checkpoint.step} {estimates[checkpoint]:.4f}"
+            for checkpoint in order[:_LISTED]
+        )
         return f"{listed}, …" if len(order) > _LISTED else listed
 
-    def _screened_out(self, failure: Failure) -> bool:
+    def _is_screened(self, failure: Failure) -> bool:
         return failure.reason == SCREENED and failure.series == self.whole.series
 
     def _scores(self, validations: Sequence[Validation]) -> tuple[Scores, Scores]:
-        """What each checkpoint scored on the sample, and on the whole."""
+        """Returns the scores on the sample, and those on the whole corpus."""
         sampled, whole = (
             {
-                one.checkpoint: one.measures[by.measure]
-                for one in validations
-                if one.series == by.series
+                row.checkpoint: row.measures[by.measure]
+                for row in validations
+                if row.series == by.series
             }
             for by in (self.sample, self.whole)
         )
@@ -112,14 +146,14 @@ class Screening:
 
 
 def _of_nearest(values: Scores, checkpoint: Checkpoint) -> float:
-    """The value of the nearest other one by step, of two the earlier."""
-    others = (one for one in values if one != checkpoint)
-    return values[min(others, key=lambda one: (abs(one.step - checkpoint.step), one))]
+    """Returns the value of the other checkpoint with the nearest step, the earlier of two."""
+    others = (other for other in values if other != checkpoint)
+    return values[min(others, key=lambda other: (abs(other.step - checkpoint.step), other))]
 
 
 def _seconds(validation: Validation) -> float:
-    """Without reading the checkpoint, which is done once for both."""
-    return sum(spent for stage, spent in validation.seconds.items() if stage != "restore")
+    """Returns the seconds without `restore`, which sample and whole corpus share."""
+    return sum(seconds for stage, seconds in validation.seconds.items() if stage != "restore")
 
 
 def _duration(seconds: float) -> str:

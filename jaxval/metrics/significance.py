@@ -1,9 +1,9 @@
-"""Is it better, or luck? Intervals of means, and p-values of paired differences.
+"""Confidence intervals of means, and p-values of paired differences.
 
 The test is Fisher's randomization test, which Smucker, Allan and Carterette (A comparison
 of statistical significance tests for information retrieval evaluation, CIKM 2007)
-recommend for means over queries. Nothing is corrected for how many checkpoints are
-compared.
+recommend for means over queries. P-values are not corrected for the number of checkpoints
+that are compared.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05
-"""Below this p-value a difference is called significant."""
+"""A difference is called significant if its p-value is lower."""
 
 _SEED = 20070911
 _BOOTSTRAPS = 1999
 _FLIPS = 9999
-_AT_A_TIME = 160_000  # resampled values; more outgrow the processor's cache
+_BATCH_VALUES = 160_000  # resampled values per batch; more do not fit in the processor's cache
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate by itself, and against a baseline.
+    """A candidate's intervals, and its comparison with a baseline.
 
     Attributes:
-      intervals: measure -> (low, high), 95%, of the candidate's mean.
-      p_values: measure -> probability that a difference as large is luck. Empty if there
-        was no baseline; only of measures that both have.
+      intervals: measure -> (low, high), 95% interval of the candidate's mean.
+      p_values: measure -> p-value of the difference from the baseline, for the measures that
+        both have. Empty without a baseline.
     """
 
     intervals: Mapping[str, tuple[float, float]]
@@ -41,44 +41,67 @@ class Comparison:
 def compare(
     candidate: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray] | None
 ) -> Comparison:
-    """Compares per-query values, measure -> [queries], of the same queries in one order."""
-    both = [name for name in candidate if name in (baseline or {})]
+    """Compares the per-query values of a candidate with those of a baseline.
+
+    Args:
+      candidate: measure -> [queries] float64.
+      baseline: measure -> [queries] float64, of the same queries in the same order; None if
+        there is no baseline.
+    """
+    baseline = baseline or {}
     return Comparison(
         intervals={name: interval(values) for name, values in candidate.items()},
-        p_values={name: p_value(candidate[name], (baseline or {})[name]) for name in both},
+        p_values={
+            name: p_value(values, baseline[name])
+            for name, values in candidate.items()
+            if name in baseline
+        },
     )
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of the mean of values [queries]."""
+    """Returns the 95% percentile bootstrap interval of the mean.
+
+    Args:
+      values: [queries] float64.
+    """
     low, high = float(values.min()), float(values.max())
     if low == high:
         return low, high
-    found = stats.bootstrap(
+    bootstrap = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=_BOOTSTRAPS,
-        batch=_batch(values.size),
+        batch=_batch_size(values.size),
         method="percentile",
         rng=np.random.default_rng(_SEED),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    )
+    low, high = bootstrap.confidence_interval
+    return float(low), float(high)
 
 
 def p_value(values: np.ndarray, baseline: np.ndarray) -> float:
-    """Two-sided p-value of the paired randomization test, both [queries].
+    """Returns the two-sided p-value of the paired randomization test.
 
-    Under the null hypothesis the sign of each difference is a coin's. Exact where few
-    queries differ; else the estimate counts the observed one too, so it is never 0.
+    Under the null hypothesis, the sign of each difference is random. The p-value is exact if
+    few queries differ. Otherwise it is estimated from random signs; the estimate counts the
+    observed signs too, so it is never 0.
+
+    Args:
+      values: [queries] float64.
+      baseline: [queries] float64, of the same queries in the same order.
+
+    Raises:
+      ValueError: the shapes differ.
     """
     if values.shape != baseline.shape:
         raise ValueError(
             f"values of {values.shape} queries cannot be paired with {baseline.shape}"
         )
     differences = values - baseline
-    differences = differences[differences != 0]  # no flip changes the others
+    differences = differences[differences != 0]  # the sign of 0 does not matter
     if differences.size < 2:
-        return 1.0  # one alone is as likely to be a gain as a loss
+        return 1.0  # a single difference is as likely to be positive as negative
     differences = differences / np.abs(differences).max()
     if differences.size <= math.log2(_FLIPS):
         return _exact(differences)
@@ -87,42 +110,43 @@ def p_value(values: np.ndarray, baseline: np.ndarray) -> float:
 
 def _exact(differences: np.ndarray) -> float:
     def total(flipped: np.ndarray, axis: int) -> np.ndarray:
-        return _tied(flipped.sum(axis=axis))
+        return _round(flipped.sum(axis=axis))
 
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (differences,), total, permutation_type="samples", n_resamples=_FLIPS
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def _estimated(differences: np.ndarray) -> float:
-    """The same from coins drawn as bits, of which those observed are all heads.
+    """Returns the p-value, estimated from random signs that are drawn as bits.
 
-    permutation_test shuffles pair by pair: 1,999 resamples of 7,000 queries took 1.5 s and
-    113 MB, or 2.9 s and 31 MB, where 9,999 take 0.07 s and 3 MB like this.
+    stats.permutation_test permutes pair by pair: 1,999 resamples of 7,000 queries took 1.5 s
+    and 113 MB, or 2.9 s and 31 MB, while 9,999 resamples take 0.07 s and 3 MB here.
     """
     rng = np.random.default_rng(_SEED)
 
-    def coins(size: tuple[int, int]) -> np.ndarray:
+    def draw_signs(size: tuple[int, int]) -> np.ndarray:
+        """Returns [resamples, queries], 1 for the observed sign and 0 for the other."""
         resamples, queries = size
         packed = rng.integers(0, 256, (resamples, math.ceil(queries / 8)), np.uint8)
         return np.unpackbits(packed, axis=1, count=queries).astype(float)
 
-    def total(heads: np.ndarray, axis: int) -> np.ndarray:
-        return _tied(2 * (heads @ differences) - differences.sum())
+    def total(signs: np.ndarray, axis: int) -> np.ndarray:
+        return _round(2 * (signs @ differences) - differences.sum())
 
-    heads = np.ones(differences.size)
-    found = stats.monte_carlo_test(
-        heads, coins, total, n_resamples=_FLIPS, batch=_batch(heads.size)
+    observed = np.ones(differences.size)
+    test = stats.monte_carlo_test(
+        observed, draw_signs, total, n_resamples=_FLIPS, batch=_batch_size(observed.size)
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
-def _batch(queries: int) -> int:
-    """How many resamples at a time."""
-    return math.ceil(_AT_A_TIME / queries)
+def _batch_size(queries: int) -> int:
+    """Returns the number of resamples per batch."""
+    return math.ceil(_BATCH_VALUES / queries)
 
 
-def _tied(sums: np.ndarray) -> np.ndarray:
-    """Sums that differ by rounding alone become equal."""
+def _round(sums: np.ndarray) -> np.ndarray:
+    """Makes sums equal that differ only by rounding errors."""
     return np.round(sums, 9)

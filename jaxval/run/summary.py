@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from etils import epath
 
-from jaxval.checkpoints.commit import one_below
+from jaxval.checkpoints.commit import folder_with_checkpoints
 from jaxval.config import Output
 from jaxval.errors import UserError
 from jaxval.metrics.screening import Screening
@@ -93,6 +93,6 @@ def explain_no_checkpoint(checkpoint_dir: str) -> None:
             f"`checkpoint_dir={checkpoint_dir}` does not exist: name the directory that the"
             " trainer saves to, or wait longer with `idle_timeout`"
         )
-    below = one_below(checkpoint_dir)
+    below = folder_with_checkpoints(checkpoint_dir)
     hint = f"did you mean {below}?" if below else "is it where the trainer saves?"
     _LOG.warning("found no checkpoint in %s: %s", checkpoint_dir, hint)

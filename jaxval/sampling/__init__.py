@@ -1,1 +1,1 @@
-"""Sampled corpora: strategies, rankings to sample by, comparison with the whole."""
+"""Sampled corpora: strategies, the rankings they use, and the comparison with the whole."""

@@ -1,7 +1,8 @@
-"""BM25's rankings, for who has no run to sample from. By bm25s, which is optional.
+"""Rankings by BM25, to sample from without a run. Needs the optional package bm25s.
 
-Lucene's BM25 with bm25s' own settings: k1 = 1.5, b = 0.75, words of two letters or more,
-lower case, without English stop words, stemmed by Snowball's English stemmer (PyStemmer).
+Lucene's BM25 with the defaults of bm25s: k1 = 1.5 and b = 0.75. Words have at least two
+letters, are lower case, exclude English stop words, and are stemmed by Snowball's English
+stemmer (PyStemmer).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxval.errors import DataError, UserError
 from jaxval.records import Text
 
 STEMMER = "snowball english"
-"""What words are cut by; another one ranks otherwise, so a sample's manifest names it."""
+"""The stemmer, which a sample's manifest names because another would rank differently."""
 
 _PACKAGES = {"bm25s": "bm25s", "Stemmer": "PyStemmer"}
 
@@ -33,18 +34,21 @@ def check() -> None:
 
 
 def rank(passages: Iterable[Text], queries: Sequence[Text], depth: int) -> Candidates:
-    """The `depth` passages that score highest for each query; ties stand in document order.
+    """Returns the `depth` highest scored passages of each query; ties are in document order.
 
-    Title and text count alike. A query has fewer where fewer share a word with it, and
-    need not be there at all.
+    Title and text count equally. The passages are read once and not kept. Memory holds their
+    ids, 4 bytes for each word, and while the index is built about 20 more bytes for each
+    distinct word of a passage. Importing bm25s makes JAX open its device.
 
-    The passages are read once and not kept, but in memory are their ids, and of each word 4
-    bytes, of each different word of a passage some 20 more while the index is built. The
-    import of bm25s has JAX open its device: see `devices.apply`.
+    Args:
+      passages: The corpus.
+      queries: The queries.
+      depth: Number of passages of each query. A query has fewer if fewer passages share a
+        word with it, and is left out if there is none.
 
     Raises:
       UserError: bm25s or PyStemmer is not installed.
-      DataError: a text is token ids, or no passage has a word.
+      DataError: A text is token ids, or no passage has a word.
     """
     check()
     import bm25s
@@ -53,24 +57,25 @@ def rank(passages: Iterable[Text], queries: Sequence[Text], depth: int) -> Candi
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     words = bm25s.tokenization.Tokenizer(stemmer=Stemmer.Stemmer("english"))
     ids, tokens = _tokenize(passages, words)
-    # scipy builds it in 20 bytes a word, bm25s by itself in 36.
+    # scipy needs 20 bytes per word to build it, bm25s' own code 36.
     index = bm25s.BM25(csc_backend="scipy")
     index.index((tokens, words.get_vocab_dict()), create_empty_token=False, show_progress=False)
-    asked = words.streaming_tokenize(
+    query_words = words.streaming_tokenize(
         map(_words, queries), update_vocab=False, allow_empty=False
     )
-    ranked = (
-        _best(index.get_scores_from_ids(query), depth) if query else () for query in asked
+    ranked_rows = (
+        _best(index.get_scores_from_ids(numbers), depth) if numbers else ()
+        for numbers in query_words
     )
     return {
         query.id: tuple(ids[row] for row in rows)
-        for query, rows in zip(queries, ranked, strict=True)
+        for query, rows in zip(queries, ranked_rows, strict=True)
         if len(rows)
     }
 
 
 def _tokenize(passages: Iterable[Text], words: Any) -> tuple[list[str], list[array[int]]]:
-    """The id of each passage, and the numbers of its words."""
+    """Returns the id of each passage, and the numbers of its words."""
     ids: list[str] = []
 
     def texts() -> Iterator[str]:
@@ -79,11 +84,9 @@ def _tokenize(passages: Iterable[Text], words: Any) -> tuple[list[str], list[arr
             yield _words(passage)
 
     numbers = words.streaming_tokenize(texts(), update_vocab=True, allow_empty=False)
-    tokens = [array("i", of_one) for of_one in numbers]
+    tokens = [array("i", passage_numbers) for passage_numbers in numbers]
     if not any(tokens):
-        raise DataError(
-            "bm25: no passage has a word of two letters: sample by another strategy"
-        )
+        raise DataError("bm25: no passage has a word of two letters: use another strategy")
     return ids, tokens
 
 
@@ -92,15 +95,15 @@ def _words(text: Text) -> str:
     if isinstance(words, str):
         return words
     raise DataError(
-        f"bm25 needs words, and text {text.id!r} is token ids: sample from a run of them,"
+        f"bm25 needs words, and text {text.id!r} is token ids: sample from a run instead, with"
         " `strategy=run:depth=100` `run=PATH`"
     )
 
 
 def _best(scores: np.ndarray, depth: int) -> np.ndarray:
-    """The rows of the highest scores above 0, best first."""
+    """Returns the rows of the highest scores above 0, [at most depth] int64, best first."""
     rows = np.flatnonzero(scores)
     if len(rows) > depth:
-        least = np.partition(scores[rows], -depth)[-depth]
-        rows = rows[scores[rows] >= least]
+        lowest = np.partition(scores[rows], -depth)[-depth]
+        rows = rows[scores[rows] >= lowest]
     return rows[np.argsort(-scores[rows], kind="stable")][:depth]

@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxval.checkpoints.commit import committed
 from jaxval.config import Evaluation
-from jaxval.corpus.datasets import load_queries
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import CheckpointError, UserError
@@ -41,11 +40,11 @@ class Comparison:
     """Which samples are compared, on which checkpoints.
 
     Attributes:
-      pools: the strategies; none that keeps everything, the whole corpus is always added.
-      seed: seed of the strategies' random parts.
-      checkpoints: in the order of the report.
-      ranker: the checkpoint whose ranking the `dense` parts take, by an encoding of the
-        corpus in addition; None without such a part.
+      pools: The strategies, without `full`: the whole corpus is always included.
+      seed: The seed of the strategies' random parts.
+      checkpoints: The checkpoints, in the order of the report.
+      ranker: The checkpoint that ranks for the strategies' dense parts, for which it encodes
+        the corpus once more. None if there are no such parts.
     """
 
     pools: tuple[PooledStrategy, ...]
@@ -63,24 +62,26 @@ def plan_comparison(
     steps: Collection[int],
     dense_step: int | None,
 ) -> Comparison:
-    """Resolves the settings of a comparison; reads no corpus.
+    """Parses and checks the settings of a comparison. Reads no corpus.
 
     Args:
-      evaluation: how a checkpoint is validated.
-      checkpoint_dir: the trainer's directory.
-      strategies: texts, as `pooled.parse` reads them.
-      runs: the run files that they pool.
-      seed: seed of the strategies' random parts.
-      steps: steps of the checkpoints; empty for all that are committed.
-      dense_step: step of the checkpoint that ranks for the `dense` parts.
+      evaluation: How a checkpoint is evaluated.
+      checkpoint_dir: The trainer's directory.
+      strategies: The strategies, as `pooled.parse` reads them.
+      runs: The run files that they pool.
+      seed: The seed of the strategies' random parts.
+      steps: Steps of the checkpoints. Empty for all committed checkpoints.
+      dense_step: Step of the checkpoint that ranks for the strategies' dense parts.
 
     Raises:
-      UserError: a setting cannot be used, or there are too few checkpoints.
+      UserError: A setting cannot be used, or there are too few checkpoints.
     """
     if len(evaluation.datasets) > 1:
-        raise UserError("`dataset` is repeated: fidelity compares samples of one set")
+        raise UserError(
+            "`dataset` is given more than once: fidelity compares samples of one set"
+        )
     if evaluation.search.rerank:
-        raise UserError("`rerank` scores no corpus: leave it out, fidelity compares corpora")
+        raise UserError("`rerank` scores no corpus, and fidelity compares corpora: remove it")
     if not strategies:
         raise UserError("`strategy` is not set: add one or more, as for jaxval.sample")
     pools = pooled.parse_all(strategies, runs)
@@ -96,34 +97,36 @@ def compare(
     open_devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
 ) -> Report:
-    """Validates every checkpoint on the whole corpus and on each strategy's part of it.
+    """Evaluates every checkpoint on the whole corpus and on each strategy's sample.
 
-    A checkpoint that cannot be validated is left out, with a warning.
+    A checkpoint that cannot be evaluated is left out, with a warning.
 
     Args:
-      evaluation: how a checkpoint is validated, on one set.
-      comparison: the strategies and checkpoints.
-      open_devices: called when all settings have been checked.
-      progress: shows what takes long.
+      evaluation: How a checkpoint is evaluated, on one set.
+      comparison: The strategies and the checkpoints.
+      open_devices: Opens the devices. Called when the settings and texts have been checked.
+      progress: Shows reading, tokenization and encoding.
 
     Raises:
-      UserError: the settings or the data are at fault, or too few checkpoints are left.
+      UserError: The settings or the data are at fault, or too few checkpoints are left.
     """
-    (files,) = evaluation.datasets
     pools, checkpoints = comparison.pools, comparison.checkpoints
     prepared = prepare(evaluation, open_devices, progress)
-    plan, corpus = prepared.plan, prepared.plan.groups[0].corpus
-    queries = load_queries(files)
+    plan, (prepared_set,) = prepared.plan, prepared.sets
+    files, corpus = prepared_set.files, prepared_set.corpus
     ranked = _rank(comparison, plan, progress)
-    selections = pooled.select(pools, files, queries, corpus, comparison.seed, ranked, progress)
+    selections = pooled.select(
+        pools, files, prepared_set.queries, corpus, comparison.seed, ranked, progress
+    )
     whole = subset(corpus, np.arange(corpus.count))
     parts = [whole, *_subsets(pools, selections, corpus)]
     trials = dict(_trials(checkpoints, plan, parts, progress))
-    _check_enough(len(trials), f"{len(trials)} of {len(checkpoints)} could be validated")
-    (settings,) = prepared.settings.values()
+    _check_enough(
+        len(trials), f"{len(trials)} of {len(checkpoints)} checkpoints could be evaluated"
+    )
     labels = ["full", *(pool.label for pool in pools)]
     return _head(files, plan, comparison.seed, trials, checkpoints) | {
-        "settings": settings,
+        "settings": prepared_set.settings,
         "strategies": [
             _row(label, part, number, corpus, list(trials.values()), plan.measures)
             for number, (label, part) in enumerate(zip(labels, parts, strict=True))
@@ -132,26 +135,29 @@ def compare(
 
 
 def _choose(checkpoint_dir: str, steps: Collection[int]) -> list[Checkpoint]:
-    """The committed checkpoints of these steps, in order; all if no step is named.
+    """Returns the committed checkpoints of these steps, or all, in the order of steps.
 
     Raises:
-      UserError: one is not there, or they are too few.
+      UserError: A checkpoint is missing, or there are too few.
     """
-    found = committed(checkpoint_dir)
-    missing = sorted(set(steps) - {checkpoint.step for checkpoint in found})
+    checkpoints = committed(checkpoint_dir)
+    missing = sorted(set(steps) - {checkpoint.step for checkpoint in checkpoints})
     if missing:
-        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
+        names = ", ".join(str(checkpoint.step) for checkpoint in checkpoints) or "none"
         raise UserError(
-            f"`steps`: {missing[0]} is not in {checkpoint_dir} (committed are: {there})"
+            f"`steps`: {missing[0]} is not in {checkpoint_dir} (committed steps: {names}):"
+            " name committed steps"
         )
-    chosen = [one for one in found if not steps or one.step in steps]
-    _check_enough(len(chosen), f"`checkpoint_dir={checkpoint_dir}`: {len(chosen)} committed")
-    return chosen
+    if steps:
+        checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.step in steps]
+    count = len(checkpoints)
+    _check_enough(count, f"`checkpoint_dir={checkpoint_dir}`: {count} committed checkpoints")
+    return checkpoints
 
 
-def _check_enough(count: int, what: str) -> None:
+def _check_enough(count: int, problem: str) -> None:
     if count < LEAST:
-        raise UserError(f"{what}: it takes {LEAST} checkpoints to compare their orders")
+        raise UserError(f"{problem}: comparing their orders takes {LEAST} checkpoints or more")
 
 
 def _trials(
@@ -205,7 +211,7 @@ def _head(
         "queries": len(plan.sets[0].query_ids),
         "measures": [str(measure) for measure in plan.measures],
         "steps": [checkpoint.step for checkpoint in trials],
-        "left_out": [one.step for one in checkpoints if one not in trials],
+        "left_out": [checkpoint.step for checkpoint in checkpoints if checkpoint not in trials],
         "seed": seed,
         "resamples": RESAMPLES,
     }
@@ -219,7 +225,16 @@ def _row(
     trials: Sequence[Trial],
     measures: Sequence[Any],
 ) -> Report:
-    """A strategy's entry."""
+    """Returns the entry of a strategy.
+
+    Args:
+      label: The strategy's text.
+      part: The strategy's sample.
+      number: The index of the sample in each trial; 0 is the whole corpus.
+      corpus: The tokenized corpus.
+      trials: The results of each checkpoint.
+      measures: The measures.
+    """
     share = part.tokens / corpus.tokens
     seconds = _seconds(trials, number, share)
     total, whole = sum(seconds.values()), sum(_seconds(trials, 0, 1.0).values())
@@ -236,15 +251,23 @@ def _row(
         "seconds": seconds | {"total": total},
         "share_of_time": total / whole,
         "means": means,
-        "agreement": {str(each): _agreement(each, number, trials) for each in measures},
+        "agreement": {
+            str(measure): _agreement(measure, number, trials) for measure in measures
+        },
     }
 
 
 def _seconds(trials: Sequence[Trial], number: int, share: float) -> dict[str, float]:
-    """Stage -> seconds a checkpoint: encoding in proportion to the tokens, all else as
-    measured, and restoring and the queries' encoding in full.
+    """Returns the seconds that each stage takes for a checkpoint.
 
-    Medians over the checkpoints: the first compiles, and others use the machine too.
+    The time of encoding the corpus is in proportion to the sample's tokens; the times of
+    restoring, of encoding the queries and of searching are as measured. Each is the median
+    over the checkpoints, because the first one includes compilation.
+
+    Args:
+      trials: The results of each checkpoint.
+      number: The index of the sample in each trial.
+      share: The sample's share of the corpus's tokens.
     """
     shared = {
         stage: float(np.median([trial.shared[stage] for trial in trials]))
@@ -255,10 +278,13 @@ def _seconds(trials: Sequence[Trial], number: int, share: float) -> dict[str, fl
 
 
 def _agreement(measure: Any, number: int, trials: Sequence[Trial]) -> Report:
-    """Of a measure of which lower is better, all is said of its negative."""
+    """Returns the agreement of a sample with the whole corpus on a measure.
+
+    A measure of which lower is better is negated.
+    """
     sign = -1 if lower_is_better(measure) else 1
     whole, part = (
-        sign * np.stack([trial.per_query[which][str(measure)] for trial in trials])
-        for which in (0, number)
+        sign * np.stack([trial.per_query[index][str(measure)] for trial in trials])
+        for index in (0, number)
     )
     return asdict(agree(whole, part))

@@ -1,4 +1,4 @@
-"""A checkpoint's own ranking of the corpus, by one full validation: a run to sample by."""
+"""Ranks the corpus by a checkpoint, to sample from that ranking."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from jaxval.atomic import make_partial
 from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Evaluation
+from jaxval.corpus.datasets import QuerySet
 from jaxval.corpus.runs import Candidates
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UnreadableError, UserError
 from jaxval.evaluation import validate
-from jaxval.evaluation.encoding import ranking_settings, read_encoding
 from jaxval.evaluation.plan import EvalPlan
-from jaxval.evaluation.prepare import prepare
+from jaxval.evaluation.prepare import prepare, read
+from jaxval.evaluation.series import ranking_settings
 from jaxval.records import Checkpoint, Hits, Progress
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """Checkpoint whose ranking of the corpus a sample takes.
+    """The checkpoint from whose ranking a sample is taken.
 
     Attributes:
-      origin: the checkpoint and how it encodes, for the sample's manifest.
-      rank: depth -> the passages ranked highest for each query. Encodes the whole corpus.
+      queries: The judged queries of the validation set.
+      origin: The checkpoint and how it encodes, for the sample's manifest.
+      rank: depth -> the highest ranked passages of each query. Encodes the whole corpus.
     """
 
+    queries: QuerySet
     origin: Mapping[str, Any]
     rank: Callable[[int], Candidates]
 
@@ -46,40 +49,43 @@ def open_ranker(
     open_devices: Callable[[], Sequence[jax.Device]],
     progress: Progress,
 ) -> Ranker:
-    """Finds the checkpoint of a step and describes how it ranks. Encodes nothing yet.
+    """Finds the checkpoint of a step, and reads what ranking needs. Encodes nothing yet.
 
     Args:
-      evaluation: how the checkpoint is validated. Without `token_dir`, tokenized texts are
+      evaluation: How the checkpoint is evaluated. Without `token_dir`, tokenized texts are
         kept in a temporary folder beside `output_dir`.
-      checkpoint_dir: the trainer's directory.
-      step: the checkpoint's step.
-      output_dir: the sample's folder.
-      open_devices: called when the ranking begins.
-      progress: shows tokenizing and encoding.
+      checkpoint_dir: The trainer's directory.
+      step: The checkpoint's step.
+      output_dir: The sample's folder.
+      open_devices: Opens the devices. Called when the ranking begins.
+      progress: Shows the tokenization and the encoding.
 
     Raises:
-      UserError: there is no such checkpoint, or the settings are at fault.
+      UserError: There is no such checkpoint, or the settings or the queries are at fault.
     """
     if evaluation.search.rerank:
-        raise UserError("`rerank` ranks no corpus: leave it out, dense:depth=N needs all of it")
+        raise UserError(
+            "`rerank` does not rank the whole corpus, which dense:depth=N needs: remove it"
+        )
     checkpoint = pick(checkpoint_dir, step)
-    settings = ranking_settings(evaluation, read_encoding(evaluation))
+    inputs = read(evaluation)
+    settings = ranking_settings(evaluation, inputs.encoding)
 
     def rank_corpus(depth: int) -> Candidates:
         with _token_dir(evaluation.texts.token_dir, output_dir) as token_dir:
             texts = replace(evaluation.texts, token_dir=token_dir)
-            prepared = prepare(replace(evaluation, texts=texts), open_devices, progress)
+            prepared = prepare(replace(evaluation, texts=texts), open_devices, progress, inputs)
             return rank(checkpoint, prepared.plan, depth, progress)
 
     identity = {"checkpoint": checkpoint.name, "commit_ns": checkpoint.commit_ns}
-    return Ranker({**identity, **settings}, rank_corpus)
+    return Ranker(inputs.queries[0], {**identity, **settings}, rank_corpus)
 
 
 @contextlib.contextmanager
 def _token_dir(token_dir: Path | None, output_dir: Path) -> Iterator[Path]:
     """Yields `token_dir`, or else a temporary folder beside `output_dir`.
 
-    The temporary folder's name is one that `publish` sweeps if a killed process leaves it.
+    If a killed process leaves the temporary folder, `publish` removes it by its name.
     """
     if token_dir is not None:
         yield token_dir
@@ -92,25 +98,28 @@ def _token_dir(token_dir: Path | None, output_dir: Path) -> Iterator[Path]:
 
 
 def pick(checkpoint_dir: str, step: int) -> Checkpoint:
-    """The committed checkpoint of a step.
+    """Returns the committed checkpoint of a step.
 
     Raises:
-      UserError: there is none.
+      UserError: There is none.
     """
-    found = committed(checkpoint_dir)
-    for checkpoint in found:
+    checkpoints = committed(checkpoint_dir)
+    for checkpoint in checkpoints:
         if checkpoint.step == step:
             return checkpoint
-    there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
-    raise UserError(f"`dense_step={step}` is not in {checkpoint_dir} (committed are: {there})")
+    steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints) or "none"
+    raise UserError(
+        f"`dense_step={step}` is not in {checkpoint_dir} (committed steps: {steps}):"
+        " name one of them"
+    )
 
 
 def load(checkpoint: Checkpoint, plan: EvalPlan) -> Restored:
-    """The encoder's parameters, where there is no later start that could read them.
+    """Restores the encoder's parameters; an error of the file system is final.
 
     Raises:
-      MismatchError: they do not fit the encoder.
-      CheckpointError: they cannot be read.
+      MismatchError: They do not fit the encoder.
+      CheckpointError: They cannot be read.
     """
     try:
         return validate.load(checkpoint, plan)
@@ -119,11 +128,18 @@ def load(checkpoint: Checkpoint, plan: EvalPlan) -> Restored:
 
 
 def rank(checkpoint: Checkpoint, plan: EvalPlan, depth: int, progress: Progress) -> Candidates:
-    """The `depth` passages that a checkpoint ranks highest for each query of the first set.
+    """Returns the `depth` highest ranked passages of each query of the plan's first set.
+
+    Args:
+      checkpoint: The checkpoint that ranks.
+      plan: How it is evaluated; its depth and measures are not used.
+      depth: Number of passages of each query.
+      progress: Shows the encoding.
 
     Raises:
-      MismatchError, CheckpointError: it cannot be validated.
-      UserError: the device has too little memory.
+      MismatchError: The checkpoint does not fit the encoder.
+      CheckpointError: The checkpoint cannot be read.
+      UserError: The device has too little memory.
     """
     plan = replace(plan, depth=depth, measures=())
     (judged, *_) = plan.sets

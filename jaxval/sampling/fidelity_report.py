@@ -15,13 +15,13 @@ from jaxval.atomic import replace_file
 from jaxval.sampling import figures
 
 Report = dict[str, Any]
-"""The content of fidelity.json: see the README."""
+"""The content of fidelity.json, as `compare.compare` returns it."""
 
 _UNLIMITED = 100_000  # columns
 
 
 def write(folder: Path, report: Report) -> None:
-    """Writes fidelity.json, .png and .svg, each replaced as a whole."""
+    """Writes fidelity.json, .png and .svg. Each file is replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for form in ("json", "png", "svg"):
         with replace_file(folder / f"fidelity.{form}") as partial:
@@ -32,7 +32,7 @@ def write(folder: Path, report: Report) -> None:
 
 
 def print_table(report: Report) -> None:
-    """Prints a table for each measure, with a row for each strategy; a row is never cut."""
+    """Prints a table for each measure, with a row for each strategy. No row is cropped."""
     console = Console(width=_UNLIMITED, markup=False, highlight=False, emoji=False)
     over = f"over {len(report['steps'])} checkpoints and {report['queries']} queries"
     for measure in report["measures"]:

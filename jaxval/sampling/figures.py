@@ -1,4 +1,4 @@
-"""A fidelity report as a picture. By matplotlib, which is optional."""
+"""Draws a fidelity report as a picture. Needs the optional package matplotlib."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check() -> None:
 def draw(report: Mapping[str, Any], path: Path, form: str) -> None:
     """Draws the first measure: each strategy's curve over the steps, and fidelity by cost.
 
-    Strategies that differ in their numbers alone share a colour and are joined by a line.
+    Strategies that differ only in their numbers share a colour and are joined by a line.
 
     Args:
-      report: as fidelity.json holds it.
-      path: where to.
+      report: The content of fidelity.json.
+      path: The file to write.
       form: `png` or `svg`.
 
     Raises:
@@ -46,15 +46,16 @@ def draw(report: Mapping[str, Any], path: Path, form: str) -> None:
         FigureCanvasAgg(figure)
         curves, tau, regret, optimism = figure.subplots(2, 2).flat
         _curves(curves, report, name, kinds, colours)
-        for axes, what in ((tau, "tau"), (regret, "regret"), (optimism, "optimism")):
-            _by_cost(axes, what, name, kinds, colours)
+        panels = {"tau": tau, "regret": regret, "optimism": optimism}
+        for statistic, axes in panels.items():
+            _by_cost(axes, statistic, name, kinds, colours)
         figure.legend(*tau.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         date = {"Date": None} if form == "svg" else None
         figure.savefig(path, format=form, dpi=110, metadata=date)
 
 
 def _kinds(rows: Sequence[Any]) -> dict[str, list[Any]]:
-    """Strategies that differ in their numbers alone, the cheapest first."""
+    """Groups strategies that differ only in their numbers, the cheapest first."""
     kinds: dict[str, list[Any]] = {}
     for row in sorted(rows, key=lambda row: row["share_of_tokens"]):
         kinds.setdefault(_NUMBER.sub("", row["strategy"]), []).append(row)
@@ -71,8 +72,8 @@ def _curves(
     steps = report["steps"]
     for kind, rows in kinds.items():
         for number, row in enumerate(rows, start=1):
-            strength = 0.3 + 0.7 * number / len(rows)
-            axes.plot(steps, row["means"][name], color=colours[kind], alpha=strength, lw=1)
+            alpha = 0.3 + 0.7 * number / len(rows)
+            axes.plot(steps, row["means"][name], color=colours[kind], alpha=alpha, lw=1)
     axes.plot(steps, report["strategies"][0]["means"][name], "k-o", ms=4, lw=2, label="full")
     axes.set(title=f"{name} by step (deeper is stronger)", xlabel="step", ylabel=name)
     axes.legend()
@@ -81,32 +82,38 @@ def _curves(
 
 def _by_cost(
     axes: Any,
-    what: str,
+    statistic: str,
     name: str,
     kinds: Mapping[str, Sequence[Any]],
     colours: Mapping[str, str],
 ) -> None:
-    """Values and intervals over the share of tokens; filled where the best is the same."""
+    """Draws values and intervals by the share of tokens.
+
+    Circles are filled where the sample and the whole corpus have the same best checkpoint.
+    """
     for kind, rows in kinds.items():
-        found = [row["agreement"][name] for row in rows]
+        agreements = [row["agreement"][name] for row in rows]
         known = [
-            (100 * row["share_of_tokens"], each[what], each["same_best"])
-            for row, each in zip(rows, found, strict=True)
-            if each[what]["value"] is not None
+            (100 * row["share_of_tokens"], agreement[statistic], agreement["same_best"])
+            for row, agreement in zip(rows, agreements, strict=True)
+            if agreement[statistic]["value"] is not None
         ]
         costs = [cost for cost, _, _ in known]
-        values = [each["value"] for _, each, _ in known]
-        axes.plot(costs, values, color=colours[kind], lw=1, marker="o", mfc="w", label=kind)
-        for cost, each, same in known:
-            axes.plot([cost] * 2, [each["low"], each["high"]], color=colours[kind], alpha=0.35)
-            if same:
-                axes.plot(cost, each["value"], "o", color=colours[kind])
+        values = [estimate["value"] for _, estimate, _ in known]
+        colour = colours[kind]
+        axes.plot(costs, values, color=colour, lw=1, marker="o", mfc="w", label=kind)
+        for cost, estimate, same_best in known:
+            interval = [estimate["low"], estimate["high"]]
+            axes.plot([cost] * 2, interval, color=colour, alpha=0.35)
+            if same_best:
+                axes.plot(cost, estimate["value"], "o", color=colour)
     titles = {
         "tau": "Kendall's tau-b with the whole corpus",
         "regret": "regret of the pick",
         "optimism": "optimism, mean over the checkpoints",
     }
     axes.axvline(5, color="grey", ls=":", lw=1)
-    axes.set(title=f"{titles[what]} ({name})", xlabel="% of the corpus's tokens", ylabel=what)
+    title = f"{titles[statistic]} ({name})"
+    axes.set(title=title, xlabel="% of the corpus's tokens", ylabel=statistic)
     axes.set_xscale("log")
     axes.grid(alpha=0.3)

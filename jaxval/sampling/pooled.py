@@ -24,9 +24,9 @@ class PooledStrategy:
     """A strategy and the runs that its `run` part pools.
 
     Attributes:
-      label: the strategy's text, with its parts in a fixed order.
-      strategy: which passages are kept.
-      runs: paths of the run files; empty without a `run` part.
+      label: The strategy's text, with its parts in a fixed order.
+      strategy: Which passages are kept.
+      runs: Paths of the run files. Empty without a `run` part.
     """
 
     label: str
@@ -35,10 +35,14 @@ class PooledStrategy:
 
 
 def parse_all(texts: Sequence[str], runs: Sequence[Path]) -> list[PooledStrategy]:
-    """Parses strategies to compare with the whole corpus; drops duplicates and `full`.
+    """Parses the strategies to compare with the whole corpus, without duplicates and `full`.
+
+    Args:
+      texts: The strategies, as `parse` reads them.
+      runs: The run files.
 
     Raises:
-      UserError: a text cannot be parsed, a run is missing or unused, or only `full` is left.
+      UserError: A text cannot be parsed, a run is missing or unused, or only `full` is left.
     """
     for path in runs:
         if not path.is_file():
@@ -58,8 +62,12 @@ def parse(text: str, runs: Sequence[Path]) -> PooledStrategy:
 
     A run's name is its file's name up to the first dot.
 
+    Args:
+      text: The strategy, as `strategies.parse` reads it, and perhaps names of runs.
+      runs: All run files.
+
     Raises:
-      UserError: the text cannot be parsed, or a run that it needs is missing.
+      UserError: The text cannot be parsed, or a run that it needs is missing.
     """
     spec, at, names = text.partition("@")
     strategy = strategies.parse(spec)
@@ -91,16 +99,16 @@ def select(
     Strategies that pool the same runs share one reading of the corpus.
 
     Args:
-      pools: the strategies.
-      files: the validation set, whose corpus is read again for random and BM25 parts.
-      queries: the set's judged queries.
-      corpus: the tokenized corpus, in which the passages of the runs are looked up.
-      seed: seed of the `random` parts.
-      dense: a checkpoint's ranking for the `dense` parts; None if there are none.
-      progress: shows each reading of the corpus.
+      pools: The strategies.
+      files: The validation set. Its corpus is read for `random` and `bm25` parts.
+      queries: The set's judged queries.
+      corpus: The tokenized corpus, in which the passages of the runs are looked up.
+      seed: The seed of the `random` parts.
+      dense: A checkpoint's ranking for the `dense` parts. None if there are none.
+      progress: Shows each reading of the corpus.
 
     Raises:
-      DataError: a run or the corpus cannot be used.
+      DataError: A run or the corpus cannot be used.
     """
 
     def passages() -> Iterator[Text]:
@@ -146,5 +154,5 @@ def _check_run(run: Run, corpus: TokenStore) -> None:
     if missing == len(named):
         raise of_another_corpus(run.path, named, "the corpus")
     if missing:
-        remark = "%s: of %d passages %d are not in the corpus"
-        _LOG.warning(remark, run.path, len(named), missing)
+        remark = "%s: %d of %d passages are not in the corpus"
+        _LOG.warning(remark, run.path, missing, len(named))

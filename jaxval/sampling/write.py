@@ -30,42 +30,44 @@ def write_sample(
     progress: Progress,
     ranker: Ranker | None = None,
 ) -> str:
-    """Writes a sample of a validation set, unless it is there already.
+    """Writes a sample of a validation set, unless `output_dir` holds it already.
 
     Args:
-      files: the validation set.
-      strategy: what is kept beside the judged passages.
-      runs: files for its `run` part.
-      seed: of its `random` part.
-      output_dir: appears when the sample is whole.
-      progress: shows each reading of the corpus.
-      ranker: ranks the corpus for its `dense` part.
+      files: The validation set.
+      strategy: Which passages are kept in addition to the judged ones.
+      runs: Run files for the strategy's `run` part.
+      seed: The seed of the strategy's `random` part.
+      output_dir: The sample's folder, which appears when the sample is complete.
+      progress: Shows each reading of the corpus.
+      ranker: Ranks the corpus for the strategy's `dense` part.
 
     Returns:
-      One line that says what was written.
+      One line about what was written.
 
     Raises:
-      UserError: the strategy and the runs do not go together, or output_dir holds something
+      UserError: The strategy and the runs do not match, or `output_dir` holds something
         else.
-      DataError: a file cannot be used.
+      DataError: A file cannot be used.
     """
     _check(strategy, runs)
-    queries = load_queries(files)
+    queries = ranker.queries if ranker else load_queries(files)
     origin = publish.origin(files, strategy, runs, seed, ranker.origin if ranker else None)
     if manifest.holds(output_dir, origin):
         return f"{output_dir} holds this sample already: nothing to do"
-    read = [read_run(path, strategy.run or 0, queries.qrels) for path in runs]
-    _report(queries, read, strategy)
+    rankings = [read_run(path, strategy.run or 0, queries.qrels) for path in runs]
+    _warn_of_queries(queries)
+    for ranking in rankings:
+        _warn_of_run(ranking, len(queries.texts), strategy)
 
     def corpus() -> Iterator[Text]:
         bar = progress(f"{files.name}: reading passages", None)
         return readers.counted(readers.read_texts(files.corpus), bar)
 
     by_dense = ranker.rank(strategy.dense or 0) if ranker else None
-    (selection,) = strategies.select([strategy], queries, corpus, read, seed, by_dense)
+    (selection,) = strategies.select([strategy], queries, corpus, rankings, seed, by_dense)
 
     def fill(folder: Path) -> dict[str, int]:
-        return _fill(folder, files, queries, read, selection, corpus())
+        return _fill(folder, files, queries, rankings, selection, corpus())
 
     counts = publish.publish(output_dir, origin, fill)
     return (
@@ -75,40 +77,39 @@ def write_sample(
 
 
 def _check(strategy: Strategy, runs: Sequence[Path]) -> None:
-    """Raises UserError unless the strategy has what it needs, and nothing else is given."""
+    """Raises UserError unless the runs match the strategy and its packages are installed."""
     if strategy.run and not runs:
         raise UserError(f"`strategy={strategy}` needs a run: add `run=PATH`")
     if runs and not strategy.run:
-        raise UserError(f"`strategy={strategy}` takes no `run`: add run:depth=N, or drop it")
+        raise UserError(
+            f"`strategy={strategy}` takes no `run`: add run:depth=N, or remove `run`"
+        )
     if strategy.bm25:
         bm25.check()
 
 
-def _report(queries: QuerySet, runs: Sequence[Run], strategy: Strategy) -> None:
-    """Says what the files leave out."""
-    judged = len(queries.texts)
-    _warn(
-        queries.name,
-        {
-            f"beside {judged} judged queries, %d have no judgement: nothing is kept for them": (
-                queries.unjudged
-            ),
-            f"beside {judged} judged queries, %d of the qrels have no text and are left out": (
-                queries.unknown_queries
-            ),
-        },
-    )
-    for run in runs:
-        deepest = max(map(len, run.hits.values()))
-        shallow = deepest if deepest < (strategy.run or 0) else 0
-        _warn(
-            run.path,
-            {
-                "%d of its queries are not judged and are left out": run.others,
-                f"of {judged} judged queries %d are not in it": judged - len(run.hits),
-                f"it ranks %d passages of a query at most, fewer than {strategy}": shallow,
-            },
-        )
+def _warn_of_queries(queries: QuerySet) -> None:
+    """Warns of queries that do not count."""
+    total = len(queries.texts) + queries.unjudged
+    if queries.unjudged:
+        remark = "%s: %d of %d queries have no judgement: no passages are selected for them"
+        _LOG.warning(remark, queries.name, queries.unjudged, total)
+    if queries.unknown_queries:
+        remark = "%s: %d queries of the qrels have no text and are left out"
+        _LOG.warning(remark, queries.name, queries.unknown_queries)
+
+
+def _warn_of_run(run: Run, judged: int, strategy: Strategy) -> None:
+    """Warns of queries that a run lacks or has in excess, and of too short rankings."""
+    if run.others:
+        remark = "%s: %d of its queries are not judged and are left out"
+        _LOG.warning(remark, run.path, run.others)
+    if missing := judged - len(run.hits):
+        _LOG.warning("%s: %d of %d judged queries are not in it", run.path, missing, judged)
+    depth = max(map(len, run.hits.values()))
+    if depth < (strategy.run or 0):
+        remark = "%s: it ranks at most %d passages per query, fewer than %s selects"
+        _LOG.warning(remark, run.path, depth, strategy)
 
 
 def _fill(
@@ -119,14 +120,17 @@ def _fill(
     selection: Selection,
     corpus: Iterator[Text],
 ) -> dict[str, int]:
-    """Writes the selected passages, all queries, and the judgements of those that have some."""
+    """Writes the selected passages, all queries, and the judgements; returns the counts."""
     judged = queries.judged
     sieve = Sieve(selection, judged, lambda id_: readers.find_lines(files.corpus, id_))
     texts = readers.read_texts(files.queries)
     beir.write(folder, sieve.passed(corpus), texts, queries.qrels)
-    _check_found(files, judged, runs, sieve.missing)
+    _check_missing(files, judged, runs, sieve.missing)
     found = len(judged - sieve.missing)
-    _report_size(files, selection.strategy, sieve.read - found)
+    unjudged, wanted = sieve.read - found, selection.strategy.random or 0
+    if wanted > unjudged:
+        remark = "%s: random:size=%d exceeds the %d unjudged passages: all are in the sample"
+        _LOG.warning(remark, files.name, wanted, unjudged)
     return {
         "corpus": sieve.read,
         "passages": sieve.kept,
@@ -136,40 +140,23 @@ def _fill(
     }
 
 
-def _check_found(
+def _check_missing(
     files: DatasetFiles, judged: Collection[str], runs: Sequence[Run], missing: set[str]
 ) -> None:
-    """Says which of the named passages the corpus lacks; all of them is an error."""
+    """Warns of passages that the corpus lacks.
+
+    Raises:
+      DataError: It lacks all judged passages, or all passages of a run.
+    """
     if missing.issuperset(judged):
         raise none_judged(files, files.corpus)
-    lost = f"of {len(judged)} judged documents %d are not in the corpus"
-    _warn(files.name, {f"{lost}; they count as never found": len(missing.intersection(judged))})
+    if lost := len(missing.intersection(judged)):
+        remark = "%s: %d of %d judged documents are not in the corpus and count as never found"
+        _LOG.warning(remark, files.name, lost, len(judged))
     for run in runs:
         named = {passage for passages in run.hits.values() for passage in passages}
         if missing.issuperset(named):
             raise of_another_corpus(run.path, named, files.corpus)
-        _warn(
-            run.path,
-            {
-                f"of {len(named)} passages %d are not in the corpus and are left out": len(
-                    missing & named
-                )
-            },
-        )
-
-
-def _report_size(files: DatasetFiles, strategy: Strategy, others: int) -> None:
-    """Says so where more passages were to be drawn than there are."""
-    if (strategy.random or 0) > others:
-        _LOG.warning(
-            "%s: random:size=%d, and only %d passages are not judged: this is the whole corpus",
-            files.name,
-            strategy.random,
-            others,
-        )
-
-
-def _warn(where: object, remarks: dict[str, int]) -> None:
-    for remark, count in remarks.items():
-        if count:
-            _LOG.warning("%s: " + remark, where, count)
+        if lost := len(missing & named):
+            remark = "%s: %d of %d passages are not in the corpus and are left out"
+            _LOG.warning(remark, run.path, lost, len(named))

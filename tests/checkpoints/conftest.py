@@ -11,7 +11,7 @@ FIXTURES = Path(__file__).with_name("fixtures")
 
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory):
-    """Every layout in every sharding, written by a process that has eight devices."""
+    """All layouts in all shardings, written by a process with eight devices."""
     root = tmp_path_factory.mktemp("layouts")
     subprocess.run([sys.executable, str(WRITER), str(root)], check=True, capture_output=True)
     return root
@@ -19,7 +19,7 @@ def layouts(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fixtures(tmp_path_factory):
-    """What older libraries wrote (scripts/make_fixtures.py), out of its archives."""
+    """Checkpoints of older libraries (scripts/make_fixtures.py), extracted."""
     root = tmp_path_factory.mktemp("fixtures")
     for archive in FIXTURES.glob("*/*.tar.gz"):
         target = root / archive.parent.name / archive.name.removesuffix(".tar.gz")

@@ -24,23 +24,23 @@ def directory(root, name, **contents):
     return epath.Path(path)
 
 
-def test_a_stamped_directory_is_committed(tmp_path):
-    found = read_commit(directory(tmp_path, "1200", _CHECKPOINT_METADATA=metadata(STAMP)))
-    assert (found.step, found.name, found.commit_ns) == (1200, "1200", STAMP)
-    assert found.readable == found.path
+def test_a_directory_with_a_commit_time_is_committed(tmp_path):
+    checkpoint = read_commit(directory(tmp_path, "1200", _CHECKPOINT_METADATA=metadata(STAMP)))
+    assert (checkpoint.step, checkpoint.name, checkpoint.commit_ns) == (1200, "1200", STAMP)
+    assert checkpoint.readable == checkpoint.path
 
 
 @pytest.mark.parametrize(
     "text", [metadata(None), metadata("soon"), "{}", "[]", '{"commit_timestamp_ns', ""]
 )
-def test_metadata_without_a_stamp_is_not_committed_yet(tmp_path, text):
+def test_metadata_without_a_commit_time_is_not_committed(tmp_path, text):
     assert read_commit(directory(tmp_path, "7", _CHECKPOINT_METADATA=text)) is None
 
 
 @pytest.mark.parametrize(
     "name", ["7.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp-3", "best", "7.partial", "x7"]
 )
-def test_other_names_are_no_checkpoints(tmp_path, name):
+def test_directories_with_other_names_are_not_checkpoints(tmp_path, name):
     path = directory(tmp_path, name, _CHECKPOINT_METADATA=metadata(STAMP))
     assert read_commit(path) is None
 
@@ -51,7 +51,7 @@ def test_a_prefix_before_the_step_is_kept_in_the_name(tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["_METADATA", "checkpoint"])
-def test_old_orbax_is_known_by_a_mark_in_it_or_in_a_child(tmp_path, mark):
+def test_old_orbax_is_recognized_by_a_metadata_file(tmp_path, mark):
     own = directory(tmp_path, "1", **{mark: ""})
     outer = directory(tmp_path, "2")
     inner = directory(tmp_path / "2", "default", **{mark: ""})
@@ -60,36 +60,40 @@ def test_old_orbax_is_known_by_a_mark_in_it_or_in_a_child(tmp_path, mark):
 
 
 @pytest.mark.parametrize("keys", [1, 20, 70_000])
-def test_a_file_of_msgpack_is_a_checkpoint_as_old_as_it_says(tmp_path, keys):
+def test_a_msgpack_file_is_a_checkpoint_with_the_time_of_the_file(tmp_path, keys):
     tree = {f"parameter {number}": np.float32(number) for number in range(keys)}
     path = tmp_path / "checkpoint_40"
     path.write_bytes(serialization.msgpack_serialize(tree))
     os.utime(path, ns=(1, STAMP))
-    (found,) = committed(tmp_path)
-    assert (found.step, found.name, found.stamped) == (40, "checkpoint_40", False)
-    assert found.commit_ns == STAMP
+    (checkpoint,) = committed(tmp_path)
+    assert (checkpoint.step, checkpoint.name, checkpoint.stamped) == (
+        40,
+        "checkpoint_40",
+        False,
+    )
+    assert checkpoint.commit_ns == STAMP
     assert files(path) == ["."]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\x80", b"\x82", b"{}", b"log of step 5", b"\x82\x01\x02\x03\x04"]
 )
-def test_another_file_with_a_number_is_none(tmp_path, content):
+def test_other_files_with_a_number_are_not_checkpoints(tmp_path, content):
     (tmp_path / "log_5").write_bytes(content)
     assert committed(tmp_path) == []
 
 
-def test_an_empty_directory_a_file_and_an_absent_root_hold_none(tmp_path):
+def test_empty_missing_and_other_directories_contain_no_checkpoints(tmp_path):
     directory(tmp_path, "5")
     (tmp_path / "6").write_text("not a directory")
     assert committed(tmp_path) == []
     assert committed(tmp_path / "not there") == []
 
 
-def test_they_come_in_order_of_steps_not_of_names(tmp_path):
+def test_checkpoints_are_in_step_order(tmp_path):
     for step in (100, 20, 3):
         directory(tmp_path, str(step), _CHECKPOINT_METADATA=metadata(STAMP + step))
-    assert [found.step for found in committed(tmp_path)] == [3, 20, 100]
+    assert [checkpoint.step for checkpoint in committed(tmp_path)] == [3, 20, 100]
 
 
 def test_a_step_saved_again_is_another_checkpoint(tmp_path):
@@ -99,7 +103,7 @@ def test_a_step_saved_again_is_another_checkpoint(tmp_path):
     assert read_commit(path).identity != first.identity
 
 
-def test_files_are_named_from_the_directory_down(tmp_path):
+def test_files_are_relative_to_the_directory(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").write_text("")
     (tmp_path / "d").write_text("")

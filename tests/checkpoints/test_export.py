@@ -43,7 +43,7 @@ def test_an_export_is_restored_on_another_topology(tmp_path):
     assert restored["bias"].sharding == spread
 
 
-def test_an_export_is_a_checkpoint_that_jaxval_reads_too(tmp_path):
+def test_jaxval_can_read_an_export(tmp_path):
     from jaxval.checkpoints.commit import committed
     from jaxval.checkpoints.restore import restore
 
@@ -56,7 +56,7 @@ def test_an_export_is_a_checkpoint_that_jaxval_reads_too(tmp_path):
     assert third.step == 3
 
 
-def test_the_pointer_leads_to_the_best_and_the_others_go(tmp_path):
+def test_the_link_points_to_the_best_and_others_are_removed(tmp_path):
     best = exported(tmp_path, 3, 4, 5)
     best.keep(["1_checkpoint_4", "1_checkpoint_3"], best="1_checkpoint_4")
     assert names(tmp_path) == ["1_checkpoint_3", "1_checkpoint_4"]
@@ -67,7 +67,7 @@ def test_the_pointer_leads_to_the_best_and_the_others_go(tmp_path):
     assert names(tmp_path) == ["1_checkpoint_3"]
 
 
-def test_what_a_kill_left_half_done_is_cleared(tmp_path):
+def test_what_a_killed_run_left_incomplete_is_removed(tmp_path):
     best = exported(tmp_path, 3)
     (tmp_path / "1_checkpoint_4.orbax-checkpoint-tmp").mkdir()
     (tmp_path / ".best.new").symlink_to("1_checkpoint_9")
@@ -84,7 +84,7 @@ def test_what_a_killed_run_exported_is_replaced(tmp_path):
     assert restored["dense"]["kernel"][0, 0] == 7
 
 
-def test_a_step_that_was_saved_again_does_not_take_the_place_of_a_better_save(tmp_path):
+def test_a_step_saved_again_does_not_replace_its_better_export(tmp_path):
     best = exported(tmp_path, 3)
     best.export(checkpoint(3, commit_ns=2), params(7))
     best.keep(["1_checkpoint_3", "2_checkpoint_3"], best="1_checkpoint_3")
@@ -93,14 +93,14 @@ def test_a_step_that_was_saved_again_does_not_take_the_place_of_a_better_save(tm
     assert restored["dense"]["kernel"][0, 0] == 3
 
 
-def test_without_an_export_of_the_best_the_pointer_stays(tmp_path):
-    """Its row may be from a run that kept none."""
+def test_the_link_stays_if_the_best_was_not_exported(tmp_path):
+    """The best may be from a run that exported nothing."""
     best = exported(tmp_path, 3)
     best.keep(["1_checkpoint_3"], best="1_checkpoint_3")
     best.keep(["1_checkpoint_2", "1_checkpoint_3"], best="1_checkpoint_2")
     assert (tmp_path / "best").readlink() == Path("1_checkpoint_3")
 
 
-def test_nothing_is_kept_where_nothing_was_exported(tmp_path):
+def test_there_is_no_link_without_an_export(tmp_path):
     BestCheckpoints(tmp_path / "best").keep(["1_checkpoint_3"], best="1_checkpoint_3")
     assert not (tmp_path / "best" / "best").exists()

@@ -1,4 +1,4 @@
-"""Real damage to real checkpoints: the right values or a reason, never other values."""
+"""Damage to checkpoints on disk leads to correct values or to an error, never to others."""
 
 import shutil
 
@@ -10,12 +10,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxval.checkpoints.restore import restore
 from jaxval.errors import CheckpointError, CorruptError, MismatchError, VanishedError
-from tests.checkpoints.test_restore import ABSTRACT, DAMAGED, only
+from tests.checkpoints.world import ABSTRACT, DAMAGED, only
 
 REASONS = (CorruptError, VanishedError, MismatchError)
 COUNTED = {"dense": {"bias": 1.0, "kernel": 2.0}, "embed": {"embedding": 3.0}}
 UNREAD = {"_sharding", "array_metadatas", "commit_success.txt"}
-"""Files that a restore into host memory does not need."""
+"""Files that are not read when a checkpoint is restored to host memory."""
 
 FORMS = {
     "ocdbt": {},
@@ -26,7 +26,7 @@ FORMS = {
 
 
 NOISE = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
-"""What compression cannot shrink, so that it stands in data files of its own."""
+"""Values that compression does not shrink, so that they are in separate data files."""
 
 
 def wanted(tree):
@@ -42,7 +42,7 @@ def write(directory, form):
 
 
 def damaged(directory, cuts):
-    """Each file in turn, damaged in each way: (name below the step's folder, damage)."""
+    """Damages one file after another in each way; yields (path in the step, damage)."""
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         content = path.read_bytes()
         for name, cut in cuts.items():
@@ -59,7 +59,7 @@ CUT = {**HALVED, "one byte short": lambda content: content[:-1]}
 
 
 def unnoticed(directory, right, cuts):
-    """The damage that passes: (file, damage). None of it gives wrong values."""
+    """Returns the (file, damage) without an error, after checking that the values are right."""
     checkpoint, passed = only(directory), set()
     for parts, damage in damaged(directory, cuts):
         try:
@@ -88,8 +88,8 @@ def test_no_damage_to_any_layout_gives_wrong_values(layouts, tmp_path, layout, c
 
 @pytest.mark.parametrize("cuts", [DELETED, CUT], ids=["deleted", "cut"])
 @pytest.mark.parametrize("form", FORMS)
-def test_damage_to_any_file_that_holds_values_is_noticed(tmp_path, form, cuts):
-    """Values of the tiny layouts stand within OCDBT's index; these have files of their own."""
+def test_damage_to_any_file_with_values_is_detected(tmp_path, form, cuts):
+    """The small layouts have their values in the index of OCDBT; these have separate files."""
     directory = write(tmp_path / "checkpoints", form)
     passed = unnoticed(directory, {"w": NOISE}, cuts)
     values = {
@@ -100,19 +100,19 @@ def test_damage_to_any_file_that_holds_values_is_noticed(tmp_path, form, cuts):
     assert values
     # The last byte of a data file may belong to an index that is not read.
     assert not values & {parts for parts, damage in passed if damage != "one byte short"}
-    # Of the rest only what is not read at all, and the index from before OCDBT's merge.
+    # The other files are not read, or are the index from before the merge of OCDBT.
     assert {parts[0] for parts, _ in passed} <= {*UNREAD, "ocdbt.process_0"}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_bit_that_flipped_in_what_is_compressed_is_noticed_or_harmless(tmp_path, form):
+def test_flipped_bits_are_detected_or_harmless(tmp_path, form):
     directory = write(tmp_path / "checkpoints", form)
     flip = {"flipped": lambda content: bytes([content[0] ^ 255]) + content[1:]}
     unnoticed(directory, {"w": NOISE}, flip)
 
 
-def test_one_that_loses_a_file_while_it_is_read_has_vanished(tmp_path):
-    """Deletion is not one act: the trainer's rmtree takes file after file."""
+def test_a_checkpoint_that_is_deleted_file_by_file(tmp_path):
+    """The rmtree of the trainer deletes one file after another."""
     directory = write(tmp_path / "checkpoints", "plain")
     checkpoint = only(directory)
     outcomes = []

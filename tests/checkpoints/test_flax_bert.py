@@ -1,4 +1,4 @@
-"""What transformers 4's FlaxBertModel left behind, as users of tevax and of TrainState did."""
+"""Checkpoints of FlaxBertModel of transformers 4, as tevax and TrainState save them."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from jaxval.checkpoints.restore import restore
 from jaxval.encoders import folder
 from tests.checkpoints.conftest import FIXTURES
-from tests.checkpoints.test_restore import only
+from tests.checkpoints.world import only
 
 MADE = FIXTURES / "flax_bert"
 
@@ -25,7 +25,7 @@ def golden():
     ("kind", "found_at"),
     {"train_state": "default/params", "tied": "default/params/params"}.items(),
 )
-def test_one_tree_is_found_without_a_flag_and_gives_the_same_vectors(
+def test_a_tied_tree_is_found_and_gives_the_same_vectors(
     fixtures, encoder, golden, kind, found_at
 ):
     restored = restore(only(fixtures / "flax_bert" / kind), encoder.abstract_params())
@@ -35,7 +35,7 @@ def test_one_tree_is_found_without_a_flag_and_gives_the_same_vectors(
     np.testing.assert_allclose(vectors, golden["query"], atol=1e-5)
 
 
-def test_of_dual_params_the_first_is_the_querys(fixtures, encoder, golden):
+def test_the_first_of_dual_params_is_the_query_tower(fixtures, encoder, golden):
     restored = restore(only(fixtures / "flax_bert" / "dual"), encoder.abstract_params())
     assert restored.untied
     for tower, encode in {

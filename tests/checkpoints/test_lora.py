@@ -8,8 +8,7 @@ from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import restore
 from jaxval.errors import MismatchError
 from jaxval.records import ParamsPaths
-from tests.checkpoints.test_locate import abstract
-from tests.checkpoints.test_restore import ABSTRACT, SHARDINGS, check_placed, only
+from tests.checkpoints.world import ABSTRACT, SHARDINGS, abstract, check_placed, only
 
 RNG = np.random.default_rng(0)
 WANTED = {("dense", "kernel"): (4, 6), ("dense", "bias"): (6,), ("heads", "kernel"): (4, 2, 3)}
@@ -23,7 +22,7 @@ def base(alpha=8.0, dtype="float32"):
 
 
 def adapters(*prefix, owner=("dense", "kernel"), names=("in_matrix", "out_matrix"), rank=2):
-    """The two factors of a [4, 6] kernel."""
+    """Returns the two factors for a kernel [4, 6]."""
     left, right = names
     return {
         (*prefix, *owner, left): RNG.normal(size=(4, rank)).astype("float32"),
@@ -35,8 +34,8 @@ def shapes(leaves):
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
-def merged(base, leaves, **asked):
-    return lora.plan(base, shapes(leaves), ParamsPaths(**asked)).build(leaves)
+def merged(base, leaves, **paths):
+    return lora.plan(base, shapes(leaves), ParamsPaths(**paths)).build(leaves)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +61,8 @@ def test_the_product_times_alpha_by_rank_is_added(owner, names):
         assert after[name][part] is before.params[name][part]
 
 
-def test_which_factor_is_which_follows_from_their_shapes():
-    before, leaves = base(), adapters("lora", names=("b", "a"))  # as lorax: w + b @ a
+def test_shapes_tell_the_order_of_the_factors():
+    before, leaves = base(), adapters("lora", names=("b", "a"))  # lorax: w + b @ a
     left, right = leaves.values()
     np.testing.assert_allclose(
         merged(before, leaves)["dense"]["kernel"],
@@ -77,7 +76,7 @@ MIXED = SQUARE | {("up", "kernel"): (6, 8)}
 
 
 def of_all(wanted, names, layout, rank=2):
-    """Adapters of every kernel, and the kernels' changes."""
+    """Returns adapters of all kernels, and the changes of the kernels."""
     leaves, changes = {}, {}
     for owner, (inputs, outputs) in wanted.items():
         left, right = RNG.normal(size=(inputs, rank)), RNG.normal(size=(rank, outputs))
@@ -99,7 +98,7 @@ LORA = ("lora_A", "lora_B")
     ("wanted", "names", "layout"),
     [
         (MIXED, LORA, "flax"),
-        (MIXED, LORA, "torch"),  # PEFT: what is not square tells it for all
+        (MIXED, LORA, "torch"),  # PEFT; the array that is not square tells the layout
         (MIXED, ("lora_down", "lora_up"), "torch"),
         (MIXED, ("A", "B"), "torch"),
         (MIXED, ("a", "b"), "reversed"),  # lorax
@@ -116,7 +115,7 @@ def test_a_set_of_adapters_is_read_in_the_layout_that_fits_all_of_it(wanted, nam
 
 
 @pytest.mark.parametrize("layout", ["torch", "reversed"])
-def test_square_arrays_alone_do_not_tell_peft_from_lorax_and_nothing_is_guessed(layout):
+def test_only_square_arrays_in_the_layout_of_peft_or_lorax_are_an_error(layout):
     leaves, _ = of_all(SQUARE, LORA, layout)
     with pytest.raises(MismatchError) as refused:
         merged(zeros(SQUARE), leaves)
@@ -126,7 +125,7 @@ def test_square_arrays_alone_do_not_tell_peft_from_lorax_and_nothing_is_guessed(
     assert "save them as lora_a [in, rank] and lora_b [rank, out]" in str(refused.value)
 
 
-def test_adapters_of_which_no_layout_fits_all_are_none():
+def test_adapters_in_different_layouts_are_an_error():
     leaves, _ = of_all({("up", "kernel"): (6, 8)}, LORA, "torch")
     leaves |= of_all({("down", "kernel"): (8, 6)}, LORA, "reversed")[0]
     wanted = {("up", "kernel"): (6, 8), ("down", "kernel"): (8, 6)}
@@ -136,7 +135,7 @@ def test_adapters_of_which_no_layout_fits_all_are_none():
         merged(zeros(wanted), leaves)
 
 
-def test_more_than_two_axes_are_adapted_along_the_last_two():
+def test_arrays_of_three_axes_are_adapted_along_the_last_two():
     before = base(alpha=1.0)
     left, right = (RNG.normal(size=shape).astype("float32") for shape in [(4, 2, 1), (4, 1, 3)])
     owner = ("lora", "heads", "kernel")
@@ -146,7 +145,7 @@ def test_more_than_two_axes_are_adapted_along_the_last_two():
     )
 
 
-def test_a_sum_of_small_changes_is_rounded_once():
+def test_the_sum_of_base_and_change_is_rounded_once():
     before = base(dtype=jnp.bfloat16)
     leaves = adapters("lora")
     left, right = leaves.values()
@@ -156,7 +155,7 @@ def test_a_sum_of_small_changes_is_rounded_once():
     )
 
 
-def test_where_they_were_found_and_what_they_change_is_said():
+def test_the_plan_says_where_the_adapters_are_and_what_they_change():
     plan = lora.plan(
         base(), shapes(adapters("lora") | adapters("optimizer", "0", "mu", rank=2))
     )
@@ -165,7 +164,7 @@ def test_where_they_were_found_and_what_they_change_is_said():
     assert set(plan.reads) == set(adapters("lora"))
 
 
-def test_two_towers_have_adapters_of_their_own():
+def test_two_towers_have_their_own_adapters():
     before = base()
     leaves = adapters("lora", "query") | adapters("lora", "passage")
     after = merged(before, leaves)
@@ -189,8 +188,8 @@ def test_two_towers_have_adapters_of_their_own():
         adapters("optimizer", "0", "mu"),
     ],
 )
-def test_what_holds_no_adapters_of_the_encoder_says_so(leaves):
-    with pytest.raises(MismatchError, match="no adapters .* leave `base_params` out"):
+def test_a_checkpoint_without_adapters_for_the_encoder_is_an_error(leaves):
+    with pytest.raises(MismatchError, match="no adapters .* leave out `base_params`"):
         merged(base(), leaves)
 
 
@@ -215,6 +214,8 @@ def test_what_magix_wrote_is_merged(layouts, sharding, devices):
     check_placed(restored.params, jax.devices()[:devices])
 
 
-def test_adapters_without_a_base_are_told_the_flags(layouts):
-    with pytest.raises(MismatchError, match="adapters, under lora: name what .*`base_params`"):
+def test_the_error_for_adapters_without_a_base_names_the_settings(layouts):
+    with pytest.raises(
+        MismatchError, match="adapters, under lora: name the parameters .*`base_params`"
+    ):
         restore(only(layouts / "magix_lora-fsdp"), ABSTRACT)

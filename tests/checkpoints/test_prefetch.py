@@ -15,7 +15,10 @@ def checkpoint(step, pinned=True):
 
 
 class Disk:
-    """Restores a checkpoint as its step, and notes the order; may fail, or wait to be let."""
+    """Restores a checkpoint as its step and records the order.
+
+    It can raise errors, and blocks while `open` is not set.
+    """
 
     def __init__(self, **failures):
         self.read = []
@@ -39,109 +42,109 @@ def until(condition):
 
 
 @pytest.fixture
-def ahead():
-    """Makes an Ahead that reads the given line, and stops it in the end."""
+def make():
+    """Returns a function that makes a Prefetcher for a queue; all are stopped at the end."""
     made = []
 
-    def make(line, disk, capacity=2, **kwargs):
-        made.append(Prefetcher(lambda: list(line), disk, capacity, **kwargs))
+    def make_prefetcher(queue, disk, capacity=2, **kwargs):
+        made.append(Prefetcher(lambda: list(queue), disk, capacity, **kwargs))
         return made[-1]
 
-    yield make
-    for one in made:
-        one.stop()
+    yield make_prefetcher
+    for prefetcher in made:
+        prefetcher.stop()
 
 
-def take(reading, line):
-    """As the loop does it: the first of the line, which leaves it when it is done."""
-    step = reading.take(line[0])
-    line.pop(0)
+def take(prefetcher, queue):
+    """Takes the first checkpoint of the queue, then removes it, as the session does."""
+    step = prefetcher.take(queue[0])
+    queue.pop(0)
     return step
 
 
-def test_each_is_read_once_and_handed_out_in_order(ahead):
-    line, disk = [checkpoint(step) for step in range(12)], Disk()
-    reading = ahead(line, disk)
-    reading.start()
-    assert [take(reading, line) for _ in range(12)] == list(range(12))
+def test_checkpoints_are_read_once_and_taken_in_order(make):
+    queue, disk = [checkpoint(step) for step in range(12)], Disk()
+    prefetcher = make(queue, disk)
+    prefetcher.start()
+    assert [take(prefetcher, queue) for _ in range(12)] == list(range(12))
     assert sorted(disk.read) == list(range(12))
 
 
-def test_one_that_is_asked_for_while_it_is_read_is_not_read_again(ahead):
-    """Else one that the trainer deleted in between would be lost although it was read."""
+def test_taking_a_checkpoint_while_it_is_read_does_not_read_it_again(make):
+    """Otherwise a checkpoint that the trainer deletes in between would be lost."""
     for _ in range(30):
-        line, disk = [checkpoint(1), checkpoint(2)], Disk()
+        queue, disk = [checkpoint(1), checkpoint(2)], Disk()
         disk.open.clear()
-        reading = ahead(line, disk)
-        reading.start()
+        prefetcher = make(queue, disk)
+        prefetcher.start()
         until(lambda disk=disk: disk.read == [1])
         threading.Timer(0.005, disk.open.set).start()
-        assert take(reading, line) == 1
+        assert take(prefetcher, queue) == 1
         assert disk.read.count(1) == 1
 
 
-def test_no_more_are_held_than_may_be(ahead):
-    line, disk = [checkpoint(step) for step in range(6)], Disk()
-    ahead(line, disk).start()
+def test_no_more_checkpoints_than_the_capacity_are_read(make):
+    queue, disk = [checkpoint(step) for step in range(6)], Disk()
+    make(queue, disk).start()
     until(lambda: len(disk.read) == 2)
     time.sleep(0.5)
     assert disk.read == [0, 1]
 
 
-def test_what_could_not_be_pinned_is_read_first(ahead):
-    line = [checkpoint(1), checkpoint(2), checkpoint(3, pinned=False), checkpoint(4)]
+def test_unpinned_checkpoints_are_read_first(make):
+    queue = [checkpoint(1), checkpoint(2), checkpoint(3, pinned=False), checkpoint(4)]
     disk = Disk()
-    ahead(line, disk).start()
+    make(queue, disk).start()
     until(lambda: len(disk.read) == 2)
     assert disk.read == [3, 1]
 
 
-def test_one_that_fell_behind_makes_room(ahead):
-    line, disk = [checkpoint(1)], Disk()
-    reading = ahead(line, disk, capacity=1)
-    reading.start()
+def test_a_newer_checkpoint_replaces_one_that_moved_back_in_the_queue(make):
+    queue, disk = [checkpoint(1)], Disk()
+    prefetcher = make(queue, disk, capacity=1)
+    prefetcher.start()
     until(lambda: disk.read == [1])
-    line.insert(0, checkpoint(2))  # a newer one, with --order=newest
+    queue.insert(0, checkpoint(2))  # a newer one, with --order=newest
     until(lambda: disk.read == [1, 2])
-    assert [take(reading, line), take(reading, line)] == [2, 1]
+    assert [take(prefetcher, queue), take(prefetcher, queue)] == [2, 1]
 
 
-def test_a_fault_is_raised_where_the_checkpoint_is_asked_for(ahead):
-    line, disk = [checkpoint(1), checkpoint(2)], Disk(_1=[CorruptError("cut short")])
-    reading = ahead(line, disk)
-    reading.start()
+def test_an_error_is_raised_when_the_checkpoint_is_taken(make):
+    queue, disk = [checkpoint(1), checkpoint(2)], Disk(_1=[CorruptError("cut short")])
+    prefetcher = make(queue, disk)
+    prefetcher.start()
     until(lambda: len(disk.read) == 2)
     with pytest.raises(CorruptError, match="cut short"):
-        reading.take(line.pop(0))
-    assert take(reading, line) == 2
+        prefetcher.take(queue.pop(0))
+    assert take(prefetcher, queue) == 2
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_a_file_system_that_hiccups_is_asked_again(ahead, started):
-    line = [checkpoint(1)]
+def test_reading_is_attempted_again_after_errors_of_the_file_system(make, started):
+    queue = [checkpoint(1)]
     disk = Disk(_1=[OSError("stale handle"), TimeoutError("slow")])
-    reading = ahead(line, disk, back_off=(0.01, 0.01))
+    prefetcher = make(queue, disk, back_off=(0.01, 0.01))
     if started:
-        reading.start()
-    assert take(reading, line) == 1
-    assert (disk.read, reading.retried) == ([1, 1, 1], 2)
+        prefetcher.start()
+    assert take(prefetcher, queue) == 1
+    assert (disk.read, prefetcher.retried) == ([1, 1, 1], 2)
 
 
-def test_one_that_keeps_failing_is_unreadable_and_the_next_is_not(ahead):
-    line = [checkpoint(1), checkpoint(2)]
+def test_a_checkpoint_that_keeps_failing_is_unreadable(make):
+    queue = [checkpoint(1), checkpoint(2)]
     disk = Disk(_1=[OSError("stale handle")] * 9)
-    reading = ahead(line, disk, back_off=(0.01, 0.01))
-    reading.start()
-    with pytest.raises(UnreadableError, match="step 1: 3 tries to read it failed: stale"):
-        reading.take(line.pop(0))
-    assert take(reading, line) == 2
+    prefetcher = make(queue, disk, back_off=(0.01, 0.01))
+    prefetcher.start()
+    with pytest.raises(UnreadableError, match="step 1 could not be read in 3 attempts: stale"):
+        prefetcher.take(queue.pop(0))
+    assert take(prefetcher, queue) == 2
 
 
-def test_it_stops_while_it_waits_for_the_file_system(ahead):
+def test_stop_interrupts_the_pause_between_attempts(make):
     disk = Disk(_1=[OSError("stale handle")] * 9)
-    reading = ahead([checkpoint(1)], disk, back_off=(60.0, 60.0))
-    reading.start()
+    prefetcher = make([checkpoint(1)], disk, back_off=(60.0, 60.0))
+    prefetcher.start()
     until(lambda: disk.read)
     start = time.monotonic()
-    reading.stop()
+    prefetcher.stop()
     assert time.monotonic() - start < 5

@@ -6,18 +6,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxval.checkpoints.commit import committed
-from jaxval.checkpoints.restore import fitted, read, restore, standing
+from jaxval.checkpoints.restore import find_checkpoint, fitted, read, restore
 from jaxval.errors import CorruptError, MismatchError, NonFiniteError, VanishedError
-from jaxval.evaluation.encode import place
+from tests.checkpoints.world import ABSTRACT, DAMAGED, SHARDINGS, check_placed, only
 
-ABSTRACT = {
-    "dense": {
-        "bias": jax.ShapeDtypeStruct((16,), jnp.float32),
-        "kernel": jax.ShapeDtypeStruct((16, 16), jnp.float32),
-    },
-    "embed": {"embedding": jax.ShapeDtypeStruct((64, 16), jnp.float32)},
-}
 FOUND_AT = {
     "standard": "default/params",
     "composite": "params",
@@ -38,32 +30,18 @@ UNTIED = {
     "tevax_dual": "default/params/params/0 (queries), default/params/params/1 (passages)",
     "two_items": "query_encoder (queries), passage_encoder (passages)",
 }
-DAMAGED = ("standard", "composite", "bare_pytree", "plain_files", "plain_zarr3", "flax_msgpack")
-"""Those that lie in files in ways of their own."""
-SHARDINGS = ["replicated", "fsdp", "tensor"]
 COUNTED = {"dense": {"bias": [1.0], "kernel": [2.0]}, "embed": {"embedding": [3.0]}}
-"""What writer.py fills each array with."""
-
-
-def only(directory):
-    (checkpoint,) = committed(directory)
-    return checkpoint
+"""The values with which writer.py fills the arrays."""
 
 
 def values(tree):
     return jax.tree.map(lambda leaf: np.unique(leaf).tolist(), tree)
 
 
-def check_placed(params, devices):
-    for leaf in jax.tree.leaves(place(params, devices)):
-        assert leaf.sharding.device_set == set(devices)
-        assert leaf.is_fully_replicated
-
-
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("layout", FOUND_AT)
-def test_what_eight_devices_saved_is_restored_on_one_and_on_two(
+def test_checkpoints_of_eight_devices_are_restored_on_one_and_on_two(
     layouts, layout, sharding, devices
 ):
     checkpoint = only(layouts / f"{layout}-{sharding}")
@@ -78,7 +56,7 @@ def test_what_eight_devices_saved_is_restored_on_one_and_on_two(
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("layout", UNTIED)
-def test_of_untied_towers_each_gets_its_own(layouts, layout, sharding, devices):
+def test_both_untied_towers_are_restored(layouts, layout, sharding, devices):
     restored = restore(only(layouts / f"{layout}-{sharding}"), ABSTRACT)
     assert restored.untied
     assert restored.found_at == UNTIED[layout]
@@ -92,7 +70,7 @@ def test_of_untied_towers_each_gets_its_own(layouts, layout, sharding, devices):
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_layers_of_a_scan_are_unstacked(layouts, sharding, devices):
+def test_layers_of_a_scan_are_restored_unstacked(layouts, sharding, devices):
     wanted = {
         "embed": ABSTRACT["embed"],
         "layers_0": ABSTRACT["dense"],
@@ -120,13 +98,13 @@ def test_layers_of_a_scan_are_unstacked(layouts, sharding, devices):
         "msgpack": "params",
     }.items(),
 )
-def test_what_orbax_0_4_8_wrote_is_restored(fixtures, kind, found_at):
+def test_checkpoints_of_orbax_0_4_8_are_restored(fixtures, kind, found_at):
     restored = restore(only(fixtures / "orbax_0_4_8" / kind), ABSTRACT)
     assert restored.found_at == found_at
     assert values(restored.params) == COUNTED
 
 
-def test_leaves_are_cast_to_the_dtypes_that_are_asked_for(layouts):
+def test_leaves_are_cast_to_the_dtypes_of_the_encoder(layouts):
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), ABSTRACT)
     restored = restore(only(layouts / "standard-fsdp"), wanted)
     assert {leaf.dtype for leaf in jax.tree.leaves(restored.params)} == {
@@ -134,13 +112,13 @@ def test_leaves_are_cast_to_the_dtypes_that_are_asked_for(layouts):
     }
 
 
-def test_an_encoder_that_does_not_fit_is_told_the_checkpoint_and_the_leaf(layouts):
+def test_the_error_for_a_mismatch_names_the_checkpoint_and_the_leaf(layouts):
     wanted = {**ABSTRACT, "pooler": {"kernel": jax.ShapeDtypeStruct((16, 16), jnp.float32)}}
     with pytest.raises(MismatchError, match=r"checkpoint 3 .*pooler/kernel \[16, 16\] is miss"):
         restore(only(layouts / "standard-fsdp"), wanted)
 
 
-def test_one_that_is_gone_has_vanished(layouts, tmp_path):
+def test_a_deleted_checkpoint_has_vanished(layouts, tmp_path):
     copy = shutil.copytree(layouts / "standard-fsdp", tmp_path / "copy")
     checkpoint = only(copy)
     shutil.rmtree(copy)
@@ -149,7 +127,7 @@ def test_one_that_is_gone_has_vanished(layouts, tmp_path):
 
 
 @pytest.mark.parametrize("layout", DAMAGED)
-def test_truncated_files_are_corrupt_not_fatal(layouts, tmp_path, layout):
+def test_a_checkpoint_with_truncated_files_is_corrupt(layouts, tmp_path, layout):
     copy = shutil.copytree(layouts / f"{layout}-replicated", tmp_path / "copy")
     data = [path for path in copy.rglob("*") if path.is_file() and path.stat().st_size > 20]
     for path in data:
@@ -162,7 +140,7 @@ def test_truncated_files_are_corrupt_not_fatal(layouts, tmp_path, layout):
         restore(checkpoint, ABSTRACT)
 
 
-def test_nan_is_told_from_damage(tmp_path):
+def test_nan_is_not_reported_as_damage(tmp_path):
     tree = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, np.float32), ABSTRACT)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "8", {"params": tree})
@@ -181,7 +159,7 @@ def composite(directory, query, passage):
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 5)])
-def test_towers_that_stand_in_two_items_are_each_read_from_their_own(tmp_path, shape):
+def test_towers_in_two_items_are_read_from_both(tmp_path, shape):
     query, passage = np.full((2,), 1, np.float32), np.full(shape, 2, np.float32)
     wanted = composite(tmp_path, query, passage)
     params = restore(only(tmp_path), wanted).params
@@ -189,7 +167,7 @@ def test_towers_that_stand_in_two_items_are_each_read_from_their_own(tmp_path, s
     assert params["passage"]["w"].tolist() == passage.tolist()
 
 
-def test_one_saved_again_before_it_was_read_has_vanished(tmp_path):
+def test_a_checkpoint_saved_again_before_it_is_read_has_vanished(tmp_path):
     tree = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), ABSTRACT)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "8", {"params": tree})
@@ -200,39 +178,41 @@ def test_one_saved_again_before_it_was_read_has_vanished(tmp_path):
         restore(first, ABSTRACT)
 
 
-def test_what_is_not_the_files_fault_passes_as_it_is(layouts):
-    """Else a bug, or a full memory, would condemn one checkpoint after another."""
+def test_errors_that_files_do_not_cause_are_raised_unchanged(layouts):
+    """Otherwise a bug would mark every checkpoint as corrupt."""
     broken = {"dense": object()}
     with pytest.raises(AttributeError):
         restore(only(layouts / "standard-fsdp"), broken)
 
 
-def test_a_base_is_a_checkpoint_or_the_only_one_in_a_directory(layouts, fixtures, tmp_path):
+def test_find_checkpoint_accepts_a_checkpoint_or_a_directory_with_one(
+    layouts, fixtures, tmp_path
+):
     directory = layouts / "standard-fsdp"
-    assert standing(str(directory / "3")) == directory / "3"
-    assert standing(str(directory)) == directory / "3"
+    assert find_checkpoint(str(directory / "3")) == directory / "3"
+    assert find_checkpoint(str(directory)) == directory / "3"
     file = fixtures / "orbax_0_4_8" / "msgpack" / "checkpoint_3"
-    assert standing(str(file)) == file
-    assert standing(str(layouts)) is None
-    assert standing(str(tmp_path / "not there")) is None
+    assert find_checkpoint(str(file)) == file
+    assert find_checkpoint(str(layouts)) is None
+    assert find_checkpoint(str(tmp_path / "not there")) is None
     assert values(read(directory / "3", ABSTRACT).params) == COUNTED
 
 
-def test_a_damaged_base_is_said(layouts, tmp_path):
+def test_reading_a_damaged_base_is_an_error(layouts, tmp_path):
     copy = shutil.copytree(layouts / "standard-fsdp" / "3", tmp_path / "copy")
     (copy / "default" / "manifest.ocdbt").write_bytes(b"")
     with pytest.raises(CorruptError, match="it cannot be read"):
-        read(standing(str(copy)), ABSTRACT)
+        read(find_checkpoint(str(copy)), ABSTRACT)
 
 
-def test_what_is_in_memory_is_fitted_too():
+def test_parameters_in_memory_are_fitted():
     tree = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), ABSTRACT)
     assert values(fitted({"bert": tree, "pooler": {}}, ABSTRACT).params) == values(tree)
     with pytest.raises(MismatchError, match="dense/bias"):
         fitted({"embed": tree["embed"]}, ABSTRACT)
 
 
-def test_msgpack_that_is_none_is_corrupt(tmp_path):
+def test_a_broken_msgpack_file_is_corrupt(tmp_path):
     (tmp_path / "checkpoint_3").write_bytes(b"\x81\xa1a\xc4")
     with pytest.raises(CorruptError, match="cannot be read as msgpack"):
         restore(only(tmp_path), ABSTRACT)

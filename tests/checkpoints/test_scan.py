@@ -1,4 +1,4 @@
-"""Layers as flax's own nn.scan stacks them, for an encoder that numbers them."""
+"""Layers that nn.scan stacks, for an encoder that numbers them."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import pytest
 
 from jaxval.checkpoints.restore import restore
 from jaxval.encoders.adapter import from_linen
-from tests.checkpoints.test_restore import only
+from tests.checkpoints.world import only
 
 LAYERS, WIDTH = 3, 8
 IDS = jnp.array([[1, 2, 3], [3, 1, 0]], jnp.int32)
@@ -24,7 +24,7 @@ class Layer(nn.Module):
 
 
 class Trained(nn.Module):
-    """Scanned, as MaxText and T5X are, and magix's models named *_scan."""
+    """A scanned model, as those of MaxText and T5X, and of magix named *_scan."""
 
     axis: int
     name_of_stack: str
@@ -48,7 +48,7 @@ class Numbered(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A body of its own for nn.scan, in which the layer has a name."""
+    """The body of nn.scan, in which the layer has a name."""
 
     @nn.compact
     def __call__(self, states, _):
@@ -68,7 +68,7 @@ class TrainedInWrapper(nn.Module):
     ("axis", "trained"),
     [(0, Trained(0, "ScanLayer_0")), (1, Trained(1, "layers")), (0, TrainedInWrapper())],
 )
-def test_the_numbered_encoder_computes_what_the_scanned_one_does(tmp_path, axis, trained):
+def test_the_numbered_encoder_equals_the_scanned_one(tmp_path, axis, trained):
     params = jax.jit(trained.init)(jax.random.key(1), IDS, MASK)["params"]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "3", {"params": params})

@@ -9,11 +9,11 @@ def test_flatten_spells_every_kind_of_key():
     }
 
 
-def test_a_path_is_spelled_and_read_alike():
+def test_parse_is_the_inverse_of_show():
     for path in ((), ("params",), ("default", "params", "0")):
         assert parse(show(path)) == path
 
 
-def test_below_a_node_stand_its_leaves_and_no_namesakes():
+def test_below_returns_only_leaves_below_the_node():
     leaves = {("a", "b"): 1, ("a", "c", "d"): 2, ("ab", "b"): 3}
     assert below(("a",), leaves) == {("b",): 1, ("c", "d"): 2}

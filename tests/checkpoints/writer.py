@@ -2,9 +2,9 @@
 
     python writer.py DIRECTORY
 
-Each layout lies in DIRECTORY/<layout>-<sharding>. The encoder's parameters count up
-from 1, so that a reader can tell them from the moments and from each other; a passage
-tower's, where it has its own, are 10 more.
+Each layout is in DIRECTORY/<layout>-<sharding>. The encoder's arrays are filled with 1, 2
+and 3, so that they differ from each other and from the moments. A passage tower with its own
+parameters has 11, 12 and 13.
 """
 
 import os
@@ -72,7 +72,7 @@ def state(sharding):
 
 
 def boxed(sharding):
-    """As nn.with_partitioning leaves them."""
+    """Returns the parameters in the boxes of nn.with_partitioning."""
 
     def box(leaf):
         return nn.Partitioned(leaf, names=(None,) * leaf.ndim)
@@ -81,13 +81,13 @@ def boxed(sharding):
 
 
 class Tied(PyTreeNode):
-    """As tevax's TiedParams and DualParams, of which the latter holds a list of two."""
+    """TiedParams of tevax; with a list of two trees it is DualParams."""
 
     params: Any
 
 
 class Everything(NamedTuple):
-    """A state that is no dictionary, and holds a list."""
+    """A state that is not a dictionary and contains a list."""
 
     step: int
     models: list
@@ -98,15 +98,15 @@ def towers():
     return [params(), jax.tree.map(lambda leaf: leaf + 10, params())]
 
 
-def train_state(held, sharding):
-    """As tevax's RetrieverTrainState; TrainState.create refuses what is no dictionary."""
+def train_state(tree, sharding):
+    """Returns a RetrieverTrainState of tevax; TrainState.create accepts only dictionaries."""
     tx = optax.adam(1e-3)
-    state = TrainState(step=3, apply_fn=None, params=held, tx=tx, opt_state=tx.init(held))
+    state = TrainState(step=3, apply_fn=None, params=tree, tx=tx, opt_state=tx.init(tree))
     return sharded(state, sharding)
 
 
 class Layers(nnx.Module):
-    """The same arrays as an NNX module holds them."""
+    """The same arrays in an NNX module."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -163,8 +163,8 @@ def plain_zarr3(directory, sharding):
 
 
 def named_tuple(directory, sharding):
-    whole = Everything(3, [sharded(params(), sharding)], ())
-    manager(directory, ocp.args.PyTreeSave(whole))
+    saved = Everything(3, [sharded(params(), sharding)], ())
+    manager(directory, ocp.args.PyTreeSave(saved))
 
 
 def nnx_state(directory, sharding):
@@ -188,26 +188,26 @@ def version_1(directory, sharding):
 
 
 def magix(directory, sharding):
-    """The manager of its get_chckpoint_manager: a checkpointer an item, as long ago."""
+    """Saves as get_chckpoint_manager of magix does, with a checkpointer for each item."""
     kinds = {
         item: ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         for item in ("model", "optimizer")
     }
-    whole = state(sharding)
-    items = {"model": whole.params, "optimizer": whole.opt_state}
+    saved = state(sharding)
+    items = {"model": saved.params, "optimizer": saved.opt_state}
     with ocp.CheckpointManager(directory, kinds) as checkpoints:
         checkpoints.save(3, items=items)
 
 
 class LoraPair(NamedTuple):
-    """As in magix/lora.py."""
+    """The factors of an adapter, as in magix/lora.py."""
 
     in_matrix: Any
     out_matrix: Any
 
 
 def magix_lora(directory, sharding):
-    """Adapters of rank 2 for the kernel; what is not adapted stands there as None."""
+    """Saves an adapter of rank 2 for the kernel; the other arrays are None."""
     pair = LoraPair(jnp.full((16, 2), 0.5), jnp.arange(32.0).reshape(2, 16))
     lora = {"dense": {"kernel": pair, "bias": None}, "embed": {"embedding": None}}
     kinds = {
@@ -238,7 +238,7 @@ def two_items(directory, sharding):
 
 
 def scanned(directory, sharding):
-    """Two layers in one array, as nn.scan leaves them, along MaxText's axis."""
+    """Saves two layers in one array, stacked along the axis of MaxText."""
     layer = params()["dense"]
     stack = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 10], 1), layer)
     tree = {"params": {"layers": stack, "embed": params()["embed"]}}
@@ -252,7 +252,7 @@ def flax_orbax(directory, sharding):
 
 
 def flax_msgpack(directory, sharding):
-    """As before flax used Orbax: one file."""
+    """Saves one file, as flax did before it used Orbax."""
     flax.config.update("flax_use_orbax_checkpointing", False)
     flax_checkpoints.save_checkpoint(directory, state(sharding), 3)
 

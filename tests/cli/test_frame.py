@@ -126,9 +126,12 @@ def usable(beir, tmp_path, monkeypatch):
     [
         ({"devices": "gpu;1"}, "--devices=gpu;1: write cpu, tpu, gpu"),
         ({"measures": "RR@10,foo"}, "--measures: 'foo' is no measure"),
-        ({"measures": "R@10,P(rel=2)@500"}, "P(rel=2)@500 looks at 500 hits and --depth=100"),
+        ({"measures": "R@10,P(rel=2)@500"}, "P(rel=2)@500 needs 500 hits and --depth=100"),
         ({"measures": ","}, "--measures is empty"),
-        ({"passage_template": "{title}"}, "--passage_template='{title}': no {text}"),
+        (
+            {"passage_template": "{title}"},
+            "--passage_template='{title}': it has no field {text}",
+        ),
         ({"encoder": "not.there:at_all"}, "--encoder=not.there:at_all"),
     ],
 )

@@ -26,10 +26,11 @@ def config(monkeypatch):
 # Flag files
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("*.flags")), ids=lambda path: path.name
-)
-def test_flag_file_in_configs_makes_a_config(config, path):
+FLAG_FILES = [*sorted((ROOT / "configs").glob("*.flags")), ROOT / "jaxval/demo/demo.flags"]
+
+
+@pytest.mark.parametrize("path", FLAG_FILES, ids=lambda path: path.name)
+def test_flag_file_makes_a_config(config, path):
     assert config(f"--flagfile={path}").output.directory
     assert path.read_text().startswith("# ")
 
@@ -128,7 +129,7 @@ def usable(beir, tmp_path):
     [
         ({"output_dir": None}, "--output_dir is not set: "),
         ({"checkpoint_dir": None}, "--checkpoint_dir is not set: "),
-        ({"dataset": None}, "--dataset: none is given: "),
+        ({"dataset": None}, "--dataset is not set: "),
         ({"dataset": "tiny"}, "--dataset=tiny: no path: "),
         ({"dataset": "tiny:/not/there"}, "--dataset=tiny:/not/there: there is no '/not/there'"),
         ({"encoder": None}, "set one of --model=FOLDER"),

@@ -23,7 +23,7 @@ QRELS = st.dictionaries(
 
 
 @given(passages=TEXTS, queries=TEXTS, qrels=QRELS)
-def test_what_is_written_is_read_back(passages, queries, qrels):
+def test_texts_and_qrels_survive_a_round_trip(passages, queries, qrels):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         beir.write(folder, iter(passages), iter(queries), qrels)
@@ -32,7 +32,7 @@ def test_what_is_written_is_read_back(passages, queries, qrels):
         assert read_qrels(folder / "qrels" / "test.tsv") == qrels
 
 
-def test_the_lines_are_beirs(tmp_path):
+def test_lines_have_beirs_format(tmp_path):
     passages = [Text("p 1", "ü\u2028", "T"), Text("p2", (7, 8))]
     beir.write(tmp_path, passages, [Text("q", "what?")], {"q": {"p 1": 2, "p2": -1}})
     assert (tmp_path / "corpus.jsonl").read_bytes().decode() == (

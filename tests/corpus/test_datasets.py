@@ -31,7 +31,7 @@ def refused(spec: str) -> str:
 # parse
 
 
-def test_a_beir_folder(tmp_path):
+def test_beir_folder(tmp_path):
     folder = make(tmp_path, *BEIR)
     corpus, queries, qrels = (folder / name for name in BEIR)
     assert datasets.parse(f"sci.fact-1_0:{folder}") == DatasetFiles(
@@ -55,7 +55,7 @@ def test_other_names_in_a_folder(tmp_path, names):
     assert datasets.parse(f"a:{tmp_path}") == DatasetFiles("a", *(tmp_path / n for n in names))
 
 
-def test_test_is_taken_of_several_qrels(tmp_path):
+def test_the_test_split_is_preferred_among_several_qrels(tmp_path):
     make(tmp_path, *BEIR, "qrels/dev.tsv", "qrels.tsv")
     assert datasets.parse(f"a:{tmp_path}").qrels == tmp_path / "qrels/test.tsv"
 
@@ -67,13 +67,13 @@ def test_separate_files(tmp_path):
     assert datasets.parse(spec) == expected
 
 
-def test_a_named_file_overrides_the_folders(tmp_path):
+def test_a_named_file_replaces_the_folders_file(tmp_path):
     folder = make(tmp_path / "lr=1,b:2", *BEIR, "qrels/dev.tsv")
     files = datasets.parse(f"a:{folder},qrels={folder}/qrels/dev.tsv")
     assert (files.corpus, files.qrels) == (folder / "corpus.jsonl", folder / "qrels/dev.tsv")
 
 
-def test_home_is_known(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(make(tmp_path, *BEIR)))
     assert datasets.parse("a:~").corpus == tmp_path / "corpus.jsonl"
 
@@ -85,7 +85,7 @@ def test_a_spec_without_a_path_is_refused(spec):
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "é"])
 def test_a_name_that_cannot_name_a_folder_is_refused(name, tmp_path):
-    assert f"the name {name!r} names folders and tags: use letters" in refused(
+    assert f"the name {name!r} cannot name a folder: use letters" in refused(
         f"{name}:{tmp_path}"
     )
 
@@ -94,24 +94,24 @@ def test_a_name_that_cannot_name_a_folder_is_refused(name, tmp_path):
 def test_a_missing_path_is_refused(tmp_path, rest):
     message = refused("a:" + rest.format(make(tmp_path, *BEIR)))
     assert "there is no " in message
-    assert ": check the path, the spelling is NAME:FOLDER" in message
+    assert ": check the path; the form is NAME:FOLDER" in message
 
 
 @pytest.mark.parametrize(
-    ("role", "names", "looked"),
+    ("role", "names", "names_tried"),
     [
         ("corpus", BEIR[1:], "corpus.jsonl, corpus.jsonl.gz,"),
         ("queries", BEIR[::2], "queries.jsonl, queries.jsonl.gz,"),
         ("qrels", BEIR[:2], "qrels/*, qrels.tsv,"),
     ],
 )
-def test_what_a_folder_lacks_is_named(tmp_path, role, names, looked):
+def test_a_missing_file_in_a_folder_is_named(tmp_path, role, names, names_tried):
     message = refused(f"a:{make(tmp_path, *names)}")
-    assert f"no {role} in {tmp_path} (looked for {looked}" in message
-    assert f"add one, or ,{role}=PATH to the flag" in message
+    assert f"no {role} in {tmp_path} (tried {names_tried}" in message
+    assert f"add one of these files, or add ,{role}=PATH to the setting" in message
 
 
-def test_several_qrels_are_listed_with_the_spelling_to_choose(tmp_path):
+def test_several_qrels_are_listed_with_the_setting_that_selects_one(tmp_path):
     make(tmp_path, *BEIR[:2], "qrels/dev.tsv", "qrels/train.tsv")
     message = refused(f"a:{tmp_path}")
     assert f"several qrels in {tmp_path}/qrels (dev.tsv, train.tsv)" in message
@@ -124,12 +124,14 @@ def test_separate_files_must_be_all_three(tmp_path):
     assert "no queries: add queries=PATH, or name a folder" in message
 
 
-def test_a_role_twice_is_refused(tmp_path):
+def test_a_duplicate_role_is_refused(tmp_path):
     make(tmp_path, *BEIR)
-    assert "corpus= stands twice: keep one" in refused(f"a:corpus={tmp_path},corpus={tmp_path}")
+    assert "corpus= is given twice: keep one" in refused(
+        f"a:corpus={tmp_path},corpus={tmp_path}"
+    )
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     make(tmp_path, *BEIR)
     message = refused(f"a:{tmp_path}/corpus.jsonl")
     assert f"{tmp_path}/corpus.jsonl is not a folder: write NAME:FOLDER or" in message
@@ -139,9 +141,9 @@ def test_parse_all(tmp_path):
     make(tmp_path, *BEIR)
     both = datasets.parse_all([f"b:{tmp_path}", f"a:{tmp_path}"])
     assert [files.name for files in both] == ["b", "a"]
-    with pytest.raises(UserError, match=r"`dataset=a:…`: the name stands twice: rename one"):
+    with pytest.raises(UserError, match=r"`dataset=a:…`: the name is given twice: rename"):
         datasets.parse_all([f"a:{tmp_path}", f"a:{tmp_path}"])
-    with pytest.raises(UserError, match=r"`dataset`: none is given: add `dataset=NAME:FOLDER"):
+    with pytest.raises(UserError, match=r"`dataset` is not set: add `dataset=NAME:FOLDER"):
         datasets.parse_all([])
 
 
@@ -164,7 +166,7 @@ def test_judged_queries_are_kept_in_file_order(tmp_path):
     assert (loaded.name, loaded.unjudged, loaded.unknown_queries) == ("a", 1, 1)
 
 
-def test_the_digest_is_of_what_is_said_and_not_of_how(tmp_path):
+def test_the_digest_depends_on_the_content_but_not_on_the_format(tmp_path):
     def digest(queries: dict[str, str], qrels: str) -> str:
         return datasets.load_queries(stored(tmp_path, queries, qrels)).digest
 
@@ -188,15 +190,15 @@ def test_queries_without_qrels_are_named(tmp_path):
     assert f"('7', …) is in {files.queries} ('q-1', …): name the qrels of these" in message
 
 
-def test_a_query_id_twice_is_named_at_both_places(tmp_path):
+def test_both_lines_of_a_duplicate_query_id_are_named(tmp_path):
     files = stored(tmp_path, {"1": "a", "2": "b"}, "1 x 1\n")
     with files.queries.open("a") as stream:
         stream.write('\n{"_id": 1, "text": "again"}')
-    expected = f"{files.queries}:3: query '1' stands at {files.queries}:1 too: keep one of them"
+    expected = f"{files.queries}:3: query '1' is also at {files.queries}:1: keep one of them"
     with pytest.raises(DataError, match=re.escape(expected)):
         datasets.load_queries(files)
 
 
-def test_an_unknown_key_is_named(tmp_path):
+def test_an_unknown_role_is_named(tmp_path):
     with pytest.raises(UserError, match=r"qrel= is none of corpus=, queries=, qrels="):
         datasets.parse(f"dev:{tmp_path},qrel=/x")

@@ -1,4 +1,4 @@
-"""The manifest of a sample is compared with the origin of another."""
+"""Writing manifests, and comparing them with an origin."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def write(folder):
         ),
     ],
 )
-def test_another_sample_is_told_apart(tmp_path, other, what):
+def test_a_sample_of_another_origin_is_refused(tmp_path, other, what):
     write(tmp_path / "s")
     with pytest.raises(UserError) as caught:
         manifest.holds(tmp_path / "s", other)
@@ -43,7 +43,7 @@ def test_another_sample_is_told_apart(tmp_path, other, what):
     assert message.endswith("): name a new folder, or remove this")
 
 
-def test_what_is_no_sample_is_left_alone(tmp_path):
+def test_a_path_without_a_sample_is_refused(tmp_path):
     (tmp_path / "notes").write_text("mine")
     for path in (tmp_path, tmp_path / "notes"):
         with pytest.raises(UserError, match="exists and is not a sample: name a new folder"):
@@ -51,7 +51,7 @@ def test_what_is_no_sample_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "\udcff"])
-def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
+def test_an_unreadable_manifest_is_refused(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(
         UserError, match=r"manifest.json cannot be read \(.*\): remove the folder, or"
@@ -60,7 +60,7 @@ def test_a_manifest_that_cannot_be_read_is_said(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"inputs": 3}', "{}"])
-def test_what_a_sample_was_drawn_from(tmp_path, content):
+def test_drawn_from_returns_the_digest_of_the_whole_corpus(tmp_path, content):
     write(tmp_path / "s")
     assert manifest.drawn_from(tmp_path / "s" / "corpus.jsonl") == "1"
     assert manifest.drawn_from(tmp_path / "corpus.jsonl") is None

@@ -48,17 +48,19 @@ def read(content, name="q.tsv"):
     name=st.sampled_from(["q.tsv", "qrels", "q.trec.gz"]),
 )
 @settings(deadline=None)
-def test_every_form_reads_the_same(qrels, separator, iteration, header, ending, name):
+def test_all_formats_give_the_same_judgements(
+    qrels, separator, iteration, header, ending, name
+):
     assert read(written(qrels, separator, iteration, header, ending), name) == qrels
 
 
 @given(qrels=qrels_of(BLANK_IDS), iteration=st.booleans(), header=st.booleans())
 @settings(deadline=None)
-def test_ids_hold_blanks_where_tabs_divide(qrels, iteration, header):
+def test_ids_may_contain_blanks_in_tab_separated_lines(qrels, iteration, header):
     assert read(written(qrels, "\t", iteration, header, "")) == qrels
 
 
-def test_a_pair_said_twice_alike_counts_once():
+def test_a_repeated_judgement_counts_once():
     assert read("q 0 d 1\nq 0 d 1\nq 0 e 0\n") == {"q": {"d": 1, "e": 0}}
 
 
@@ -72,10 +74,10 @@ def test_bom_and_blank_lines_are_tolerated():
         ("q 0 d 2", "grade 2 for query 'q' and document 'd', which had 1 before", "keep one"),
         ("q d 1", "3 columns", "write each line as 'query 0 document grade'"),
         ("q", "1 columns", "write each line as 'query 0 document grade'"),
-        ("q 0 e high", "'high' is not a grade", "write a whole number, as 0, 1 or 2"),
-        ("q 0 e 0.5", "'0.5' is not a grade", "write a whole number"),
-        ("q 0 e nan", "'nan' is not a grade", "write a whole number"),
-        ("q 0 e score", "'score' is not a grade", "write a whole number"),
+        ("q 0 e high", "'high' is not a grade", "write an integer, such as 0, 1 or 2"),
+        ("q 0 e 0.5", "'0.5' is not a grade", "write an integer"),
+        ("q 0 e nan", "'nan' is not a grade", "write an integer"),
+        ("q 0 e score", "'score' is not a grade", "write an integer"),
         ("q\t0\t\t1", "an empty id", "write each line as 'query 0 document grade'"),
     ],
 )
@@ -88,7 +90,7 @@ def test_a_bad_line_is_named(tmp_path, line, what, remedy):
     assert remedy in str(caught.value)
 
 
-def test_a_first_line_of_no_known_form_is_named(tmp_path):
+def test_an_unknown_format_is_named(tmp_path):
     path = tmp_path / "q.trec"
     path.write_text("q d\n")
     forms = "'query document grade' or 'query 0 document grade'"

@@ -12,13 +12,13 @@ from jaxval.corpus import readers
 from jaxval.errors import DataError, UserError
 from jaxval.records import Text
 
-# Text that JSON and UTF-8 can carry; that of a TSV holds no tab and no line end.
+# Text that JSON and UTF-8 can express. In a TSV file there are no tabs and line ends.
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 CELL = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n\ufeff"), max_size=20
 )
 IDS = st.text(st.sampled_from("abz019-_/#é"), min_size=1, max_size=6)
-OTHER = "it has another field than plain {title} and {text}"
+OTHER = "it has a field other than {title} and {text}"
 TOKENS = st.lists(st.integers(0, 30_000), max_size=5).map(tuple)
 RECORDS = st.lists(st.builds(Text, IDS, PLAIN | TOKENS, PLAIN), min_size=1, max_size=8)
 ROWS = st.lists(st.builds(Text, IDS, CELL, CELL), min_size=1, max_size=8)
@@ -47,12 +47,12 @@ def fault(path: Path) -> str:
     return str(caught.value)
 
 
-# What is read
+# Formats
 
 
 @given(texts=RECORDS, name=st.sampled_from(["c.jsonl", "c.json", "c.jsonl.gz", "c.json.gz"]))
 @settings(deadline=None)
-def test_jsonl_comes_back_as_it_was_written(texts, name):
+def test_jsonl_survives_a_round_trip(texts, name):
     with tempfile.TemporaryDirectory() as folder:
         assert read(write(Path(folder, name), jsonl(texts))) == texts
 
@@ -61,7 +61,7 @@ def test_jsonl_comes_back_as_it_was_written(texts, name):
     rows=ROWS, name=st.sampled_from(["c.tsv", "c.txt", "c.tsv.gz"]), end=st.sampled_from("\n\r")
 )
 @settings(deadline=None)
-def test_tsv_comes_back_as_it_was_written(rows, name, end):
+def test_tsv_survives_a_round_trip(rows, name, end):
     end = "\r\n" if end == "\r" else end
     content = "".join(f"{row.id}\t{row.title}\t{row.text}{end}" for row in rows)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def test_tsv_comes_back_as_it_was_written(rows, name, end):
 
 @given(texts=RECORDS, cuts=st.lists(st.integers(0, 8), max_size=3).map(sorted))
 @settings(deadline=None)
-def test_shards_read_as_the_single_file(texts, cuts):
+def test_shards_are_read_like_a_single_file(texts, cuts):
     bounds = [0, *cuts, len(texts)]
     with tempfile.TemporaryDirectory() as folder:
         for i, (start, stop) in enumerate(pairwise(bounds)):
@@ -79,7 +79,7 @@ def test_shards_read_as_the_single_file(texts, cuts):
         assert read(Path(folder)) == texts
 
 
-def test_shards_are_of_known_endings_and_not_hidden(tmp_path):
+def test_hidden_files_and_unknown_endings_are_not_shards(tmp_path):
     write(tmp_path / "b.jsonl", '{"id": "2", "text": "b"}')
     write(tmp_path / "a.tsv", "1\ta")
     write(tmp_path / ".a.jsonl", "broken")
@@ -116,7 +116,7 @@ def test_tsv_columns(tmp_path, line, text):
     assert read(write(tmp_path / "c.tsv", line)) == [text]
 
 
-def test_bom_crlf_and_blank_lines_do_not_count_as_text(tmp_path):
+def test_bom_crlf_and_blank_lines_are_ignored(tmp_path):
     content = "\ufeff\r\n" + '{"_id": "1", "text": ""}\r\n \n\n{"_id": "2", "text": "\u2028"}'
     assert read(write(tmp_path / "c.jsonl", content)) == [Text("1", ""), Text("2", "\u2028")]
 
@@ -126,7 +126,7 @@ def test_reading_is_lazy(tmp_path):
     assert next(texts) == Text("1", "a")
 
 
-# What cannot be read
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -135,16 +135,16 @@ def test_reading_is_lazy(tmp_path):
         (
             '{"_id": "1", "te',
             "broken JSON (Unterminated string",
-            "write one whole object a line",
+            "write one object per line",
         ),
-        ("[" * 100_000, "broken JSON", "write one whole object a line"),
-        ('["1", "text"]', '["1", "text"] is not a JSON object', "write one object a line"),
+        ("[" * 100_000, "broken JSON", "write one object per line"),
+        ('["1", "text"]', '["1", "text"] is not a JSON object', "write one object per line"),
         (
             '{"key": 1, "text": "t"}',
             'no id among its keys ["key", "text"]',
             "one of _id, text_id",
         ),
-        ("{}", "no id among its keys []", "name it one of _id"),
+        ("{}", "no id among its keys []", "use one of _id"),
         (
             '{"id": "1", "body": "t"}',
             'no text among its keys ["id", "body"]',
@@ -157,7 +157,11 @@ def test_reading_is_lazy(tmp_path):
         ('{"id": 1, "text": [true]}', "'text' is [true]", "a list of token ids"),
         ('{"id": 1, "text": [-1]}', "'text' is [-1]", "a list of token ids"),
         ('{"id": 1, "text": "t", "title": ["a"]}', "'title' is [\"a\"]", "write a string"),
-        ('{"id": 1, "text": "a\\ud83d"}', "'text' holds half a surrogate pair", "replace it"),
+        (
+            '{"id": 1, "text": "a\\ud83d"}',
+            "'text' contains half a surrogate pair",
+            "replace it",
+        ),
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path, line, what, remedy):
@@ -202,12 +206,12 @@ def test_truncated_gzip_is_named(tmp_path):
     [b"1\tplain\n", gzip.compress(b"1\ta")[:-8] + b"\0" * 8],
     ids=["plain", "wrong checksum"],
 )
-def test_what_is_not_gzip_is_named(tmp_path, raw):
+def test_a_file_that_is_not_gzip_is_named(tmp_path, raw):
     path = tmp_path / "c.tsv.gz"
     path.write_bytes(raw)
     message = fault(path)
     assert message.startswith(f"{path}:")
-    assert "drop .gz from its name" in message
+    assert "remove .gz from its name" in message
 
 
 def test_damaged_gzip_is_named(tmp_path):
@@ -220,9 +224,7 @@ def test_damaged_gzip_is_named(tmp_path):
 
 def test_unknown_ending_is_named(tmp_path):
     path = write(tmp_path / "c.parquet", "x")
-    message = (
-        f"{path}: unknown ending: name it one of .jsonl, .json, .tsv, .txt, each plain or .gz"
-    )
+    message = f"{path}: unknown ending: use one of .jsonl, .json, .tsv, .txt, plain or .gz"
     assert fault(path) == message
 
 
@@ -233,18 +235,20 @@ def test_missing_file_is_named(tmp_path):
         readers.digest(path)
 
 
-def test_folder_with_nothing_to_read_is_named(tmp_path):
+def test_a_folder_without_files_to_read_is_named(tmp_path):
     write(tmp_path / "README.md", "words")
-    assert fault(tmp_path).startswith(f"{tmp_path}: nothing to read in it: put .jsonl,")
+    assert fault(tmp_path).startswith(
+        f"{tmp_path}: there is no file to read in it: add .jsonl,"
+    )
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.tsv", "c.tsv.gz"])
 def test_empty_corpus_is_named(tmp_path, name):
     path = write(tmp_path / name, "\n \n")
-    assert fault(path) == f"{path}: no text in it: check that it was written whole"
+    assert fault(path) == f"{path}: there is no text in it: check that the file is complete"
 
 
-# Places, digests, rendering
+# Lines of an id, digests, rendering
 
 
 def test_find_lines_names_each_line_of_an_id(tmp_path):
@@ -254,7 +258,7 @@ def test_find_lines_names_each_line_of_an_id(tmp_path):
     assert readers.find_lines(first, "3") == []
 
 
-def test_digest_is_of_the_bytes_and_their_shards(tmp_path):
+def test_digest_depends_on_the_bytes_and_the_shards(tmp_path):
     def of(folder: str, *shards: str) -> str:
         for i, content in enumerate(shards):
             write(tmp_path / folder / f"{i}.tsv", content)
@@ -285,7 +289,7 @@ def test_render(text, template, prefix, rendered):
     assert readers.render(text, template, prefix) == rendered
 
 
-def test_a_prefix_cannot_stand_before_token_ids():
+def test_a_prefix_before_token_ids_is_refused():
     with pytest.raises(DataError, match=r"'7' is token ids.*'query: '.*tokenize the file with"):
         readers.render(Text("7", (1, 2)), "{text}", "query: ")
 
@@ -300,8 +304,8 @@ def test_good_templates_pass(template):
     [
         *((f"{other} {{text}}", OTHER) for other in ("{titel}", "{text.id}", "{}")),
         *((f"{other} {{text}}", OTHER) for other in ("{text:d}", "{text!r}")),
-        ("{title}", "no {text} in it"),
-        ("{{text}}", "no {text} in it"),
+        ("{title}", "it has no field {text}"),
+        ("{{text}}", "it has no field {text}"),
         ("{text", "expected '}' before end of string"),
     ],
 )
@@ -313,7 +317,7 @@ def test_bad_templates_are_named(template, what):
     )
 
 
-def test_gzip_without_its_ending_is_told(tmp_path):
+def test_gzip_without_the_ending_gz_is_named(tmp_path):
     (tmp_path / "corpus.jsonl").write_bytes(gzip.compress(b'{"_id": "1", "text": "a"}'))
     with pytest.raises(DataError, match=r"corpus.jsonl:1: .*it is gzip, name it .gz"):
         list(readers.read_texts(tmp_path / "corpus.jsonl"))

@@ -31,7 +31,7 @@ def hits(path, depth=100, queries=EVERY):
 
 
 def written(run, form):
-    """The run's lines, query by query and in order of rank."""
+    """Returns the run's lines, by query and rank."""
     return [
         f"{query}\t{doc}\t{rank}\n" if form == "msmarco" else f"{query} Q0 {doc} {rank} 0.5 t\n"
         for query, docs in run.items()
@@ -46,7 +46,7 @@ def written(run, form):
     depth=st.integers(1, 7),
     seed=st.randoms(use_true_random=False),
 )
-def test_the_rank_decides_in_whatever_order_the_lines_stand(
+def test_the_rank_decides_whatever_the_order_of_the_lines(
     tmp_path, run, form, name, depth, seed
 ):
     lines = written(run, form)
@@ -56,8 +56,8 @@ def test_the_rank_decides_in_whatever_order_the_lines_stand(
 
 
 @given(run=RUNS, depth=st.integers(1, 7))
-def test_of_a_sorted_run_it_takes_what_asyncval_takes(tmp_path, run, depth):
-    """Asyncval counts the lines of each query, and takes the passages of the first."""
+def test_a_sorted_run_gives_asyncvals_passages(tmp_path, run, depth):
+    """Asyncval takes the passages of the first lines of each query."""
     path = write(tmp_path / "run", "".join(written(run, "msmarco")))
     rows = [line.split("\t") for line in path.read_text().splitlines()]
     taken = {
@@ -76,21 +76,21 @@ def test_of_a_sorted_run_it_takes_what_asyncval_takes(tmp_path, run, depth):
         "\ufeff1\ta\t1\r\n1\tb\t2\r\n2\ta\t1\r\n",
         "1 a 1 \n 1 b 2\n2   a   1\n",
         "1\ta\t1\t\n 1\tb\t 2 \n2\ta\t1\n",
-        "1 a 1\n1 b 1\n2 a 1\n",  # of equal ranks the first line
+        "1 a 1\n1 b 1\n2 a 1\n",  # the first line wins among equal ranks
     ],
 )
-def test_forms_by_hand(tmp_path, content):
+def test_formats_by_hand(tmp_path, content):
     path = write(tmp_path / "run", content)
     assert hits(path) == {"1": ("a", "b"), "2": ("a",)}
     assert hits(path, depth=1) == {"1": ("a",), "2": ("a",)}
 
 
-def test_ids_hold_blanks_where_tabs_divide(tmp_path):
+def test_ids_may_contain_blanks_in_tab_separated_lines(tmp_path):
     path = write(tmp_path / "run", "q\ta b\t2\nq\ta c\t1\n")
     assert hits(path) == {"q": ("a c", "a b")}
 
 
-def test_a_passage_named_twice_takes_two_lines_and_comes_once(tmp_path):
+def test_a_duplicate_passage_counts_twice_and_is_returned_once(tmp_path):
     path = write(tmp_path / "run", "q a 1\nq a 2\nq b 3\n")
     assert hits(path, depth=2) == {"q": ("a",)}
     assert hits(path, depth=3) == {"q": ("a", "b")}
@@ -103,7 +103,7 @@ def test_other_queries_are_left_out_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["trec", "msmarco"])
-def test_what_a_validation_writes_is_read_back(tmp_path, form):
+def test_run_files_of_jaxval_can_be_read(tmp_path, form):
     rows = np.array([[4, 0, 2], [0, 1, 4]])
     found = Hits(np.zeros((2, 3), np.float32), rows)
     path = tmp_path / "7"
@@ -111,7 +111,7 @@ def test_what_a_validation_writes_is_read_back(tmp_path, form):
     assert hits(path, 2, {"q", "é"}) == {"q": ("d4", "d0"), "é": ("d0", "d1")}
 
 
-def test_only_the_best_are_held(tmp_path):
+def test_memory_holds_only_the_best_passages(tmp_path):
     lines = [f"q d{rank} {rank}\n" for rank in range(1, 5001)]
     random.Random(0).shuffle(lines)
     path = write(tmp_path / "run.gz", "".join(lines))
@@ -124,7 +124,7 @@ def test_only_the_best_are_held(tmp_path):
         ("q b 2", "3 columns", "write each line as 'query Q0 document rank score tag'"),
         ("q Q0 b 2 1.5", "5 columns", "write each line as 'query Q0 document rank score tag'"),
         ("q Q0 b 2 1.5 my tag", "7 columns", "'query Q0 document rank score tag'"),
-        ("q Q0 b 1.5 2 t", "'1.5' is not a rank", "write a whole number, 1 for the best"),
+        ("q Q0 b 1.5 2 t", "'1.5' is not a rank", "write an integer, 1 for the best"),
         ("q\tQ0\t\t2\t1.5\tt", "an empty id", "'query Q0 document rank score tag'"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_bad_line_is_named(tmp_path, line, what, remedy):
     assert remedy in str(caught.value)
 
 
-def test_a_first_line_of_no_known_form_is_named(tmp_path):
+def test_an_unknown_format_is_named(tmp_path):
     path = write(tmp_path / "run", "q 0 a 1\n")  # these are qrels
     forms = "'query document rank' or 'query Q0 document rank score tag'"
     with pytest.raises(DataError, match=f"{path}:1: 4 columns: write each line as {forms}"):

@@ -22,7 +22,7 @@ GIVEN_IDS = st.lists(st.integers(0, 29), max_size=40).map(tuple)
 
 
 def contents(store):
-    """Every row's token ids, read bucket by bucket, as the encoder does."""
+    """Returns the token ids of each row, read by bucket, as the encoder does."""
     found = {}
     for bucket in store.buckets:
         for place, row in enumerate(store.matrix(bucket), start=bucket.start):
@@ -31,7 +31,7 @@ def contents(store):
 
 
 def expected(text, max_len):
-    """What the tiny tokenizer makes of letters and of token ids."""
+    """Returns the token ids that the tiny tokenizer gives for letters or token ids."""
     if isinstance(text, str):
         text = tuple(4 + ord(letter) - ord("a") for letter in text.split())
     return [2, *text[: max_len - 2], 3]
@@ -60,7 +60,7 @@ def test_a_store_by_hand(store):
 
 
 @given(st.lists(st.one_of(LETTERS, GIVEN_IDS), min_size=1, max_size=30), st.integers(3, 33))
-def test_every_text_comes_back(store, texts, max_len):
+def test_every_text_can_be_read_back(store, texts, max_len):
     made = store(texts, max_len=max_len)
     wanted = [expected(text, max_len) for text in texts]
     assert contents(made) == wanted
@@ -73,7 +73,7 @@ def test_texts_of_one_length_make_one_bucket(store):
     assert store(["a b c d e f g"] * 3).buckets == (Bucket(16, 0, 3),)
 
 
-def test_more_texts_than_are_tokenized_at_once(store):
+def test_more_texts_than_a_block(store):
     texts = ["a " * (row % 23) for row in range(20_000)]
     assert contents(store(texts)) == [expected(text, 64) for text in texts]
 
@@ -83,7 +83,7 @@ def test_the_title_and_the_prefix_are_tokenized_too(store):
     assert contents(made) == [[2, 4, 5, 6, 3], [2, 4, 6, 3]]
 
 
-def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path, silent):
+def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path, silent):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from jaxval.corpus.tokenizer import wrap
@@ -108,13 +108,13 @@ def test_ids_of_rows(store, ids, data):
 
 
 @given(IDS, st.lists(st.text(st.sampled_from("abé漢𝄞-1"))))
-def test_find_is_the_other_way_round(store, ids, others):
+def test_find_is_the_inverse_of_ids(store, ids, others):
     made = store([Text(id_, "a") for id_ in ids])
     assert made.find(ids) == {id_: row for row, id_ in enumerate(ids)}
     assert made.find(others) == {id_: ids.index(id_) for id_ in others if id_ in ids}
 
 
-def test_a_duplicate_names_both_places(tmp_path, tiny_tokenizer, silent):
+def test_both_lines_of_a_duplicate_id_are_named(tmp_path, tiny_tokenizer, silent):
     source = tmp_path / "corpus.jsonl"
     source.write_text("".join(json.dumps({"_id": i, "text": "a"}) + "\n" for i in "pqrq"))
     directory = tmp_path / "tokens"
@@ -128,17 +128,17 @@ def test_a_duplicate_names_both_places(tmp_path, tiny_tokenizer, silent):
             find_lines=lambda id_: readers.find_lines(source, id_),
             bar=silent,
         )
-    assert "'q' stands 2 times" in str(caught.value)
+    assert "'q' occurs 2 times" in str(caught.value)
     assert f"{source}:2, {source}:4" in str(caught.value)
     assert list(directory.iterdir()) == []
 
 
-def test_no_text_at_all(tmp_path, tiny_tokenizer, silent):
+def test_an_empty_collection_is_refused(tmp_path, tiny_tokenizer, silent):
     with pytest.raises(DataError, match="no text"):
         open_or_build(tmp_path, [], tiny_tokenizer, silent)
 
 
-# Opened again
+# Reopening and concurrent builds
 
 
 def unreadable():
@@ -146,7 +146,7 @@ def unreadable():
     yield
 
 
-def test_the_second_open_reads_nothing_again(tmp_path, tiny_tokenizer, silent):
+def test_a_store_is_built_once(tmp_path, tiny_tokenizer, silent):
     texts = [Text("x", "a b c"), Text("y", "z")]
     first = open_or_build(tmp_path, texts, tiny_tokenizer, silent)
     second = open_or_build(tmp_path, unreadable(), tiny_tokenizer, silent)
@@ -163,9 +163,7 @@ def test_the_second_open_reads_nothing_again(tmp_path, tiny_tokenizer, silent):
         {"recipe": Recipe("{title} {text}", "", 31)},
     ],
 )
-def test_whatever_changes_the_tokens_makes_another_store(
-    tmp_path, tiny_tokenizer, silent, change
-):
+def test_a_change_of_the_tokens_makes_another_store(tmp_path, tiny_tokenizer, silent, change):
     texts = [Text("x", "a")]
     first = open_or_build(tmp_path, texts, tiny_tokenizer, silent)
     second = open_or_build(tmp_path, texts, tiny_tokenizer, silent, **change)
@@ -205,7 +203,7 @@ KILLED = """
 """
 
 
-def test_a_killed_build_is_no_store(tmp_path, tokenizer_folder, silent):
+def test_a_killed_build_is_not_opened(tmp_path, tokenizer_folder, silent):
     from jaxval.corpus import tokenizer
 
     directory = tmp_path / "tokens"
@@ -227,7 +225,7 @@ def _build_beside_another(directory, folder, barrier, found):
     def texts():
         for row in range(50):
             yield Text(str(row), "a " * row)
-        barrier.wait(60)  # neither is published before both are read
+        barrier.wait(60)  # both read everything before one publishes
 
     class Bar:
         def __enter__(self):
@@ -293,7 +291,7 @@ def test_widths_by_hand(lengths, max_len, widths):
     assert choose_widths(np.bincount(lengths), max_len) == widths
 
 
-def test_sixteen_widths_at_most():
+def test_there_are_at_most_sixteen_widths():
     assert choose_widths(np.ones(1025, int), 1024) == list(range(64, 1025, 64))
 
 
@@ -312,11 +310,11 @@ def test_widths(counts, room):
 
 
 @given(HISTOGRAMS)
-def test_they_waste_little_or_are_sixteen(counts):
+def test_padding_is_below_five_percent_or_there_are_sixteen_widths(counts):
     histogram = histogram_of(counts)
     widths = choose_widths(histogram, 131)
     real = int(np.arange(len(histogram)) @ histogram)
-    finest = len({max(-(-length // 8), 1) for length in counts})  # no more would help
+    finest = len({max(-(-length // 8), 1) for length in counts})  # more would not help
     assert padded(histogram, widths) * 0.95 <= real or len(widths) == min(finest, 16)
 
 
@@ -324,7 +322,7 @@ def test_they_waste_little_or_are_sixteen(counts):
     st.dictionaries(st.integers(1, 50), st.integers(1, 99), min_size=1, max_size=8),
     st.sampled_from([50, 51, 52, 56, 90]),
 )
-def test_no_choice_of_as_many_widths_wastes_less_and_fewer_waste_too_much(counts, max_len):
+def test_widths_are_the_fewest_and_best(counts, max_len):
     histogram = histogram_of(counts)
     widths = choose_widths(histogram, max_len)
     real = int(np.arange(len(histogram)) @ histogram)

@@ -16,7 +16,7 @@ TEXTS = st.one_of(
 
 
 def backend(single=None):
-    """Words a and b, ids 0 and 1; specials < and > are 2 and 3."""
+    """Returns a backend with the words a and b (ids 0, 1) and specials < and > (2, 3)."""
     made = Backend(models.WordLevel({"a": 0, "b": 1, "<": 2, ">": 3}, unk_token="b"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if single:
@@ -26,14 +26,15 @@ def backend(single=None):
     return made
 
 
-def test_special_tokens_stand_around_a_text_and_around_ids(tiny_tokenizer):
+def test_special_tokens_are_added_to_strings_and_to_ids(tiny_tokenizer):
     encoded = tiny_tokenizer.encode(["a b", (4, 5), "", (), "ü"], 16)
     assert encoded == [[2, 4, 5, 3], [2, 4, 5, 3], [2, 3], [2, 3], [2, 1, 3]]
 
 
-def test_what_is_cut_keeps_its_special_tokens(tiny_tokenizer):
+def test_truncated_texts_keep_their_special_tokens(tiny_tokenizer):
     assert tiny_tokenizer.encode(["a b c d", (4, 5, 6, 7)], 4) == [[2, 4, 5, 3]] * 2
-    assert tiny_tokenizer.encode(["a b c d"], 6) == [[2, 4, 5, 6, 7, 3]]  # no limit lingers
+    # The last limit has no effect.
+    assert tiny_tokenizer.encode(["a b c d"], 6) == [[2, 4, 5, 6, 7, 3]]
 
 
 @given(st.lists(TEXTS, max_size=8), st.integers(3, 12))
@@ -52,20 +53,20 @@ def test_texts_and_ids_keep_their_order(tiny_tokenizer, texts, max_len):
         ("< < $A > > >", (2, 2), (3, 3, 3)),
     ],
 )
-def test_special_tokens_are_found_where_the_tokenizer_puts_them(single, opening, closing):
+def test_special_tokens_are_taken_from_the_tokenizer(single, opening, closing):
     made = wrap(backend(single))
     assert (made.opening, made.closing) == (opening, closing)
     assert made.encode([(1, 0), "b a"], 9) == [[*opening, 1, 0, *closing]] * 2
 
 
-def test_ids_beyond_the_vocabulary_are_another_tokenizers(tiny_tokenizer):
+def test_ids_outside_the_vocabulary_are_refused(tiny_tokenizer):
     assert tiny_tokenizer.vocabulary == 30
     assert tiny_tokenizer.encode([(29,)], 8) == [[2, 29, 3]]
-    with pytest.raises(DataError, match=r"holds 30,.* has only 30: `tokenizer`"):
+    with pytest.raises(DataError, match=r"contains 30,.* has only 30 ids: set `tokenizer`"):
         tiny_tokenizer.encode([(4, 30, 5)], 8)
 
 
-def test_settings_of_padding_and_truncation_do_not_count():
+def test_padding_and_truncation_of_the_backend_are_ignored():
     plain, padded = backend("< $A >"), backend("< $A >")
     padded.enable_padding(length=12)
     padded.enable_truncation(2)
@@ -74,7 +75,7 @@ def test_settings_of_padding_and_truncation_do_not_count():
     assert other.digest == one.digest
 
 
-def test_the_digest_is_of_what_decides_the_ids():
+def test_the_digest_depends_on_what_decides_the_ids():
     digests = {wrap(backend(single)).digest for single in (None, "$A >", "< $A >", "< $A >")}
     assert len(digests) == 3
 
@@ -85,14 +86,14 @@ def test_encoding_does_not_change_the_digest(tiny_backend):
     assert wrap(tiny_backend).digest == before.digest
 
 
-def test_a_folder(tokenizer_folder, tiny_tokenizer):
+def test_load_a_folder(tokenizer_folder, tiny_tokenizer):
     loaded = load(str(tokenizer_folder))
     assert loaded.encode(["A b", (6,)], 8) == [[2, 4, 5, 3], [2, 6, 3]]
     assert (loaded.pad, loaded.vocabulary) == (0, tiny_tokenizer.vocabulary)
     assert load(str(tokenizer_folder)).digest == loaded.digest
 
 
-def test_padding_is_the_folders(tokenizer_folder, tmp_path):
+def test_the_padding_token_is_the_folders(tokenizer_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(tokenizer_folder, folder)
     path = folder / "tokenizer_config.json"

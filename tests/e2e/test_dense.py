@@ -1,4 +1,4 @@
-"""dense:depth=N as users start it: a sample by a checkpoint's own ranking."""
+"""dense:depth=N as a process: samples by a checkpoint's ranking."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ JUDGED = {passage for grades in world.QRELS.values() for passage in grades}
 
 
 def save_all(directory):
-    """A trainer that keeps all."""
+    """Saves a checkpoint for each step."""
     import orbax.checkpoint as ocp
 
     with ocp.CheckpointManager(directory) as manager:
@@ -45,7 +45,7 @@ def start(app, *extra, **flags):
 
 
 def best(step, depth):
-    """The passages that a step's parameters rank highest, by NumPy alone."""
+    """Returns the passages that a step's parameters rank highest, by NumPy."""
 
     def encode(text):
         words = [world.VOCABULARY.index(word) for word in ["[CLS]", *text.split(), "[SEP]"]]
@@ -60,7 +60,7 @@ def best(step, depth):
     }
 
 
-def test_the_ranking_of_a_checkpoint_is_sampled(flags, tmp_path):
+def test_a_sample_follows_the_checkpoints_ranking(flags, tmp_path):
     output = tmp_path / "sample"
     flags = flags | {"strategy": "dense:depth=2", "dense_step": 3, "output_dir": output}
     ran = start("sample", **flags)
@@ -78,7 +78,7 @@ def test_the_ranking_of_a_checkpoint_is_sampled(flags, tmp_path):
     assert "holds another sample (another checkpoint or encoder)" in other.stderr
 
 
-def test_fidelity_takes_the_same(flags, tmp_path):
+def test_fidelity_takes_the_checkpoints_ranking(flags, tmp_path):
     given = flags | {"dense_step": 3, "output_dir": tmp_path, "steps": "0,1,2"}
     ran = start("fidelity", "--strategy=dense:depth=2", "--strategy=dense:depth=1", **given)
     assert ran.returncode == 0, ran.stderr
@@ -97,10 +97,14 @@ def test_fidelity_takes_the_same(flags, tmp_path):
         ("sample", {"dense_step": 9}, "--dense_step=9 is not in"),
         ("fidelity", {"dense_step": 9}, "--dense_step=9 is not in"),
         ("fidelity", {}, "dense:depth=1 needs --dense_step=STEP"),
-        ("sample", {"dense_step": 3, "rerank": "/a.trec"}, "--rerank ranks no corpus"),
+        (
+            "sample",
+            {"dense_step": 3, "rerank": "/a.trec"},
+            "--rerank does not rank the whole corpus",
+        ),
     ],
 )
-def test_what_is_refused(flags, tmp_path, app, given, said):
+def test_bad_settings_are_refused(flags, tmp_path, app, given, said):
     given = {"strategy": "dense:depth=1", "output_dir": tmp_path / "out", **given}
     ran = start(app, **flags | given)
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr

@@ -1,4 +1,4 @@
-"""The app as users start it, in a world whose values a hand can compute."""
+"""jaxval.fidelity as a process, on data whose results can be computed by hand."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ RUN = "q0 Q0 p7 2 1 t\nq0 Q0 p1 1 2 t\nq1 Q0 p2 1 2 t\n"
 
 
 class Place:
-    """Texts, a tokenizer, four checkpoints, and the flags."""
+    """Texts, a tokenizer, four checkpoints, and flags for them."""
 
     def __init__(self, root):
         self.root = root
@@ -56,7 +56,7 @@ class Place:
 
 
 def _save(directory):
-    """A trainer that keeps all."""
+    """Saves a checkpoint for each step."""
     import orbax.checkpoint as ocp
 
     with ocp.CheckpointManager(directory) as manager:
@@ -71,12 +71,12 @@ def place(tmp_path_factory):
 
 
 def expected(ids):
-    """RR@10 of each step with these passages."""
+    """Returns the RR@10 of each step on these passages."""
     passages = {id_: text for id_, text in world.PASSAGES.items() if id_ in ids}
     return [np.mean(world.expected(step, passages)) for step in STEPS]
 
 
-def test_each_strategy_by_one_encoding(place):
+def test_strategies_are_compared_with_the_whole_corpus(place):
     ran = place.start(
         *("--strategy=random:size=4", "--strategy=run:depth=1", "--strategy=run:depth=2@bm25"),
         *("--strategy=full", "--strategy=random:size=4", "--seed=3"),
@@ -119,7 +119,7 @@ def test_each_strategy_by_one_encoding(place):
     assert "run:depth=2@bm25" in ran.stdout
 
 
-def test_of_average_ranks_the_lowest_is_best(place, tmp_path):
+def test_the_lowest_average_rank_is_best(place, tmp_path):
     ran = place.start("--strategy=random:size=4", measures="AvgRank", output_dir=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (full, part) = json.loads((tmp_path / "fidelity.json").read_text())["strategies"]
@@ -151,9 +151,9 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (("--strategy=random:size=1", "--steps=1,2"), "it takes 3 checkpoints"),
+        (("--strategy=random:size=1", "--steps=1,2"), "takes 3 checkpoints or more"),
         (("--strategy=random:size=1", "--steps=1,9"), "--steps: 9 is not in"),
-        (("--strategy=random:size=1", "--steps=1,x"), "'x' is no step"),
+        (("--strategy=random:size=1", "--steps=1,x"), "'x' is not a step"),
         ((), "--strategy is not set"),
         (("--strategy=full",), "name another"),
         (("--strategy=run:depth=1",), "needs a run: add --run=PATH"),
@@ -167,12 +167,12 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
         (("--strategy=random:size=1", "--rerank=/a.trec"), "--rerank scores no corpus"),
     ],
 )
-def test_what_is_refused(place, tmp_path, extra, said):
+def test_bad_settings_are_refused(place, tmp_path, extra, said):
     extra = [place.runs(each.lower())[0] if each.isupper() else each for each in extra]
     assert said in place.refused(*extra, output_dir=tmp_path)
 
 
-def test_the_help_has_its_own_flags_and_those_it_shares():
+def test_help_lists_own_and_shared_flags():
     command = [sys.executable, "-m", "jaxval.fidelity", "--help"]
     shown = subprocess.run(command, cwd=ROOT, text=True, capture_output=True).stdout
     assert "--strategy" in shown
@@ -180,8 +180,8 @@ def test_the_help_has_its_own_flags_and_those_it_shares():
     assert "--patience" not in shown
 
 
-def test_on_a_device_with_too_little_memory_the_batch_is_halved(place, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, so that one batch could hold all
+def test_the_batch_is_halved_when_the_device_is_out_of_memory(place, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, so that a batch can hold all texts
     monkeypatch.setenv("JAXVAL_TEST_ROOM", "100")
     out = place.root / "small"
     ran = place.start(
@@ -189,7 +189,9 @@ def test_on_a_device_with_too_little_memory_the_batch_is_halved(place, monkeypat
         **{"output_dir": out, "encoder": "tests.e2e.small_memory:encoder"},
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("the device is out of memory") == 3  # 256, 128, 64; once for all
+    assert (
+        ran.stderr.count("the device is out of memory") == 3
+    )  # 256, 128, 64; the size stays halved
     report = json.loads((out / "fidelity.json").read_text())
     whole = expected(world.PASSAGES)
     assert report["strategies"][0]["means"]["RR@10"] == pytest.approx(whole)

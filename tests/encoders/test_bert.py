@@ -53,18 +53,18 @@ def tiny(**changes):
     return BertConfig(**{**sizes, "num_attention_heads": 2, **changes})
 
 
-def test_token_states_are_pytorchs(golden):
+def test_token_states_equal_those_of_pytorch(golden):
     out = Bert(DESCRIBED.config).apply({"params": PARAMS}, golden["ids"], golden["mask"])
     mask = golden["mask"]
     np.testing.assert_allclose(out[mask], golden["last_hidden_state"][mask], atol=1e-5)
 
 
-def test_vectors_are_sentence_transformers(golden):
+def test_vectors_equal_those_of_sentence_transformers(golden):
     vectors = ENCODE(PARAMS, golden["ids"], golden["mask"])
     np.testing.assert_allclose(vectors, golden["vectors"], atol=1e-5)
 
 
-def test_bfloat16_points_the_same_way(golden):
+def test_vectors_in_bfloat16_have_nearly_the_same_direction(golden):
     encoder = folder.build(DESCRIBED, dtype="bfloat16")
     params = jax.tree.map(
         lambda shape, leaf: jnp.asarray(leaf, shape.dtype), encoder.abstract_params(), PARAMS
@@ -82,12 +82,12 @@ def test_bfloat16_keeps_layer_norms_in_float32():
     assert dtypes["word_embeddings", "embedding"] == jnp.bfloat16
 
 
-def test_the_tree_is_that_of_flax_bert_model():
+def test_the_tree_equals_that_of_flax_bert_model():
     tree = from_linen(Bert(tiny())).abstract_params()
     assert sorted(traverse_util.flatten_dict(tree, sep="/")) == sorted(ONE_LAYER)
 
 
-def test_a_pooler_in_the_tree_is_passed_over(golden):
+def test_a_pooler_in_the_tree_is_ignored(golden):
     with_pooler = {**PARAMS, "pooler": {"dense": {"bias": np.zeros(32)}}}
     vectors = ENCODE(with_pooler, golden["ids"], golden["mask"])
     np.testing.assert_allclose(vectors, golden["vectors"], atol=1e-5)
@@ -100,7 +100,7 @@ def test_a_pooler_in_the_tree_is_passed_over(golden):
     row=st.integers(0, 3),
     filler=st.integers(0, 59),
 )
-def test_the_same_vector_from_any_padding_and_position(text, width, row, filler):
+def test_vectors_do_not_depend_on_padding_or_row(text, width, row, filler):
     alone = np.array([text], np.int32)
     ids = np.full((4, width), filler, np.int32)
     mask = np.ones((4, width), bool)
@@ -110,12 +110,12 @@ def test_the_same_vector_from_any_padding_and_position(text, width, row, filler)
     np.testing.assert_allclose(ENCODE(PARAMS, ids, mask)[row], expected, atol=2e-6)
 
 
-def test_a_row_of_padding_is_finite():
+def test_the_vector_of_a_row_of_padding_is_finite():
     nothing = np.zeros((1, 8), np.int32)
     assert np.isfinite(ENCODE(PARAMS, nothing, nothing > 0)).all()
 
 
-def test_texts_longer_than_the_positions():
+def test_a_text_longer_than_the_positions_is_an_error():
     ids = jnp.zeros((1, 9), jnp.int32)
     with pytest.raises(EncoderError, match="9 tokens, but the model has 8 positions"):
         Bert(tiny(max_position_embeddings=8)).init(jax.random.key(0), ids, ids > 0)
@@ -127,9 +127,9 @@ def test_texts_longer_than_the_positions():
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"hidden_act": "laplace"}, "hidden_act 'laplace'"),
         ({"is_decoder": True}, "is_decoder True"),
-        ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size 10 is no multiple"),
+        ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size 10 is not a multiple"),
     ],
 )
-def test_configs_that_cannot_be_computed(entries, message):
+def test_unsupported_configs_are_an_error(entries, message):
     with pytest.raises(EncoderError, match=message):
         BertConfig.from_json({"model_type": "bert", **entries})

@@ -19,7 +19,7 @@ def test_activations_by_hand(name, at_one):
 
 
 @pytest.mark.parametrize("sizes", BUCKETS.files)
-def test_buckets_are_pytorchs_on_every_boundary(sizes):
+def test_buckets_equal_those_of_pytorch(sizes):
     count, furthest = map(int, sizes.split("/"))
     np.testing.assert_array_equal(buckets(301, count, furthest), BUCKETS[sizes])
 

@@ -1,4 +1,4 @@
-"""What every family must do, held against goldens of PyTorch's models (make_goldens.py)."""
+"""All families, compared with goldens of PyTorch models (scripts/make_goldens.py)."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 TREES = json.loads((GOLDENS / "flax_trees.json").read_text())
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
 OTHERS = [name for name in NAMES if name != "bert"]
-ALIKE = ("xlm-roberta", "t5-gated", "mistral")  # the same code as another
+ALIKE = ("xlm-roberta", "t5-gated", "mistral")  # they share the code of another family
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 EITHER_SIDE = ("roberta", "mpnet", "t5", *DECODERS)
 
@@ -43,26 +43,26 @@ def params(name):
 
 @functools.cache
 def encode(name):
-    """Unit vectors, so that differences mean the same for all."""
+    """Encodes to unit vectors, so that tolerances mean the same for all families."""
     encoder = folder.build(described(name), normalize=True)
     return functools.partial(jax.jit(encoder.encode_passages), params(name))
 
 
 def backbone(name, dtype="float32"):
-    found = described(name)
-    return folder.FAMILIES[found.family].backbone(found.config, jnp.dtype(dtype), plain)
+    model = described(name)
+    return folder.FAMILIES[model.family].backbone(model.config, jnp.dtype(dtype), plain)
 
 
 def cast(tree, shapes):
     return jax.tree.map(lambda shape, leaf: jnp.asarray(leaf, shape.dtype), shapes, tree)
 
 
-def test_there_is_a_golden_of_each():
+def test_every_family_has_a_golden():
     assert {described(name).family for name in NAMES} == set(folder.FAMILIES)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_token_states_are_pytorchs(name):
+def test_token_states_equal_those_of_pytorch(name):
     of = golden(name)
     out = jax.jit(backbone(name).apply)({"params": params(name)}, of["ids"], of["mask"])
     mask = of["mask"]
@@ -70,19 +70,19 @@ def test_token_states_are_pytorchs(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_token_states_in_bfloat16_point_the_same_way(name):
+def test_token_states_in_bfloat16_have_nearly_the_same_direction(name):
     of, module = golden(name), backbone(name, "bfloat16")
     tree = {part: leaf for part, leaf in params(name).items() if part != "projection"}
     tree = cast(tree, from_linen(module).abstract_params())
     out = jax.jit(module.apply)({"params": tree}, of["ids"], of["mask"])[of["mask"]]
     assert out.dtype == jnp.bfloat16
-    found, expected = np.asarray(out, np.float32).ravel(), of["last_hidden_state"][of["mask"]]
-    cosine = found @ expected.ravel() / np.linalg.norm(found) / np.linalg.norm(expected)
+    actual, expected = np.asarray(out, np.float32).ravel(), of["last_hidden_state"][of["mask"]]
+    cosine = actual @ expected.ravel() / np.linalg.norm(actual) / np.linalg.norm(expected)
     assert cosine > 0.999
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "vectors" in golden(name)])
-def test_vectors_are_sentence_transformers(name):
+def test_vectors_equal_those_of_sentence_transformers(name):
     of = golden(name)
     encoder = folder.build(described(name))
     tree = params(name)
@@ -101,14 +101,14 @@ def test_norms_stay_in_float32(name):
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_the_tree_is_that_of_transformers_flax_model(name):
+def test_the_tree_equals_that_of_the_flax_model_of_transformers(name):
     tree = traverse_util.flatten_dict(from_linen(backbone(name)).abstract_params(), sep="/")
     theirs = {path: shape for path, shape in TREES[name].items() if "pooler" not in path}
     assert {path: list(leaf.shape) for path, leaf in tree.items()} == theirs
 
 
 @pytest.mark.parametrize("name", ["mpnet", "qwen2", "qwen3"])
-def test_the_tree_is_that_of_pytorchs_model(name):
+def test_the_tree_equals_that_of_the_pytorch_model(name):
     tree = traverse_util.flatten_dict(from_linen(backbone(name)).abstract_params(), sep=".")
     leaves = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
     ours = {
@@ -127,7 +127,7 @@ def test_the_tree_is_that_of_pytorchs_model(name):
     filler=st.integers(0, 23),
 )
 @pytest.mark.parametrize("name", [name for name in OTHERS if name not in ALIKE])
-def test_the_same_vector_from_any_padding_and_position(name, text, width, row, filler):
+def test_vectors_do_not_depend_on_padding_or_row(name, text, width, row, filler):
     alone = np.array([text], np.int32)
     ids = np.full((3, width), filler, np.int32)
     mask = np.ones((3, width), bool)
@@ -138,7 +138,7 @@ def test_the_same_vector_from_any_padding_and_position(name, text, width, row, f
 
 
 @pytest.mark.parametrize("name", EITHER_SIDE)
-def test_padding_on_the_left_gives_the_same_states(name):
+def test_states_do_not_depend_on_the_side_of_padding(name):
     of = golden(name)
     rows = zip(of["ids"], of["mask"], strict=True)
     ids = np.stack([np.roll(row, -kept.sum()) for row, kept in rows])
@@ -150,7 +150,7 @@ def test_padding_on_the_left_gives_the_same_states(name):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_last_token_is_pooled_whichever_side_is_padded(name):
+def test_the_last_token_is_pooled_with_padding_on_either_side(name):
     of = golden(name)
     text = of["ids"][:1, :7]
     left = np.concatenate([np.full((1, 5), 3, np.int32), text], axis=1)
@@ -162,7 +162,7 @@ def test_the_last_token_is_pooled_whichever_side_is_padded(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_row_of_padding_is_finite(name):
+def test_the_vector_of_a_row_of_padding_is_finite(name):
     nothing = np.zeros((3, 8), np.int32)
     assert np.isfinite(encode(name)(nothing, nothing > 0)).all()
 
@@ -177,7 +177,7 @@ def configure(family, **entries):
         ("roberta", {"position_embedding_type": "relative_key"}, "by the roberta encoder"),
         ("distilbert", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds True"),
         ("distilbert", {"activation": "laplace"}, "activation 'laplace'"),
-        ("distilbert", {"dim": 10, "n_heads": 4}, "hidden_size 10 is no multiple"),
+        ("distilbert", {"dim": 10, "n_heads": 4}, "hidden_size 10 is not a multiple"),
         ("mpnet", {"relative_attention_num_buckets": 64}, "num_buckets 64"),
         ("t5", {"feed_forward_proj": "gated-laplace"}, "feed_forward_proj 'gated-laplace'"),
         ("llama", {"hidden_act": "laplace"}, "hidden_act 'laplace'"),
@@ -186,12 +186,16 @@ def configure(family, **entries):
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn'"),
         ("qwen3", {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ("llama", {"num_attention_heads": 6, "hidden_size": 8}, "hidden_size 8 is no multiple"),
+        (
+            "llama",
+            {"num_attention_heads": 6, "hidden_size": 8},
+            "hidden_size 8 is not a multiple",
+        ),
         ("mistral", {"num_key_value_heads": 5}, "num_key_value_heads 5"),
-        ("llama", {"head_dim": 5}, "the width of a head 5"),
+        ("llama", {"head_dim": 5}, "head_dim 5 is not a multiple"),
     ],
 )
-def test_configs_that_cannot_be_computed(family, entries, message):
+def test_unsupported_configs_are_an_error(family, entries, message):
     with pytest.raises(EncoderError, match=message) as caught:
         configure(family, **entries)
     assert "\n" not in str(caught.value)
@@ -203,7 +207,11 @@ def test_configs_that_cannot_be_computed(family, entries, message):
         ("roberta", {"max_position_embeddings": 514}, "512 positions"),
         ("mpnet", {"max_position_embeddings": 514, "pad_token_id": 0}, "512 positions"),
         ("t5", {"n_positions": 512}, "None"),
-        ("mistral", {}, "4096 positions in its sliding window, which cannot slide here"),
+        (
+            "mistral",
+            {},
+            "4096 positions in its sliding window, and longer texts are unsupported",
+        ),
         ("mistral", {"sliding_window": None}, "131072 positions"),
         ("mistral", {"sliding_window": 99, "max_position_embeddings": 64}, "64 positions"),
         ("qwen2", {"sliding_window": 64}, "32768 positions"),
@@ -211,7 +219,7 @@ def test_configs_that_cannot_be_computed(family, entries, message):
         (
             "qwen3",
             {"use_sliding_window": True, "sliding_window": 64},
-            "64 positions in its sliding window, which cannot slide here",
+            "64 positions in its sliding window, and longer texts are unsupported",
         ),
         (
             "qwen2",
@@ -224,11 +232,11 @@ def test_configs_that_cannot_be_computed(family, entries, message):
         ),
     ],
 )
-def test_how_long_a_text_may_be(family, entries, limit):
+def test_the_maximum_length_of_a_text(family, entries, limit):
     assert str(configure(family, **entries).limit) == limit
 
 
-def test_texts_beyond_the_window_are_told_so():
+def test_a_text_longer_than_the_window_is_an_error():
     config = configure("mistral", sliding_window=8, vocab_size=9, num_hidden_layers=1)
     ids = jax.ShapeDtypeStruct((1, 9), jnp.int32), jax.ShapeDtypeStruct((1, 9), bool)
     module = folder.FAMILIES["mistral"].backbone(config, "float32", plain)
@@ -236,7 +244,7 @@ def test_texts_beyond_the_window_are_told_so():
         jax.eval_shape(module.init, jax.random.key(0), *ids)
 
 
-def test_rotations_in_the_words_of_transformers_4_and_5():
+def test_rotations_are_read_from_entries_of_transformers_4_and_5():
     scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
     old = configure("llama", rope_theta=5e5, rope_scaling=scaling)
     assert old == configure("llama", rope_parameters={"rope_theta": 5e5, **scaling})
@@ -257,7 +265,7 @@ def test_the_word_table_of_t5_has_two_names():
     np.testing.assert_array_equal(tree["shared"]["embedding"], expected)
 
 
-def test_a_language_models_weights_stand_under_a_prefix():
+def test_weights_of_a_language_model_have_a_prefix():
     state = {f"model.{name}": a for name, a in folder._safetensors(GOLDENS / "qwen2").items()}
     state["lm_head.weight"] = np.zeros(1)
     words = folder.FAMILIES["qwen2"].words

@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from jaxval.canonical import canonical, digest
 from jaxval.encoders import folder
 from jaxval.encoders.text_encoder import Projection
 from jaxval.errors import EncoderError
@@ -26,7 +27,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def bare(model):
-    """The same without what sentence-transformers adds."""
+    """The same folder without the modules of sentence-transformers."""
     (model / "modules.json").unlink()
     return model
 
@@ -43,22 +44,32 @@ def read(path):
     return folder.read(str(path), download=refuse)
 
 
-def test_what_a_sentence_transformers_folder_says(model):
+def test_a_folder_of_sentence_transformers_is_read(model):
     edit(model / "sentence_bert_config.json", max_seq_length=33)
-    found = read(model)
-    assert found.family == "bert"
-    assert found.config.hidden_size == 32
-    assert (found.pooling, found.normalize, found.max_seq_length) == ("mean", True, 33)
-    assert found.projection == Projection(width=16, bias=True, activation="tanh")
-    assert found.projection_path == model / "2_Dense"
+    described = read(model)
+    assert described.family == "bert"
+    assert described.config.hidden_size == 32
+    assert (described.pooling, described.normalize, described.max_seq_length) == (
+        "mean",
+        True,
+        33,
+    )
+    assert described.projection == Projection(width=16, bias=True, activation="tanh")
+    assert described.projection_path == model / "2_Dense"
 
 
-def test_a_bare_folder_is_cls_and_not_normalized(bare):
+def test_a_folder_without_modules_has_cls_pooling_and_no_normalization(bare):
     (bare / "sentence_bert_config.json").unlink()
-    found = read(bare)
-    assert (found.pooling, found.normalize, found.projection) == ("cls", False, None)
-    assert found.max_seq_length is None
-    assert jax.eval_shape(folder.build(found).encode_queries, *arguments(found)).shape == (
+    described = read(bare)
+    assert (described.pooling, described.normalize, described.projection) == (
+        "cls",
+        False,
+        None,
+    )
+    assert described.max_seq_length is None
+    assert jax.eval_shape(
+        folder.build(described).encode_queries, *arguments(described)
+    ).shape == (
         2,
         32,
     )
@@ -77,18 +88,18 @@ def test_a_bare_folder_is_cls_and_not_normalized(bare):
 )
 def test_prompts_are_chosen_as_sentence_transformers_does(model, config, prefixes):
     (model / "config_sentence_transformers.json").write_text(json.dumps(config))
-    found = read(model)
-    assert (found.query_prefix, found.passage_prefix) == prefixes
+    described = read(model)
+    assert (described.query_prefix, described.passage_prefix) == prefixes
 
 
 def test_a_folder_without_prompts_has_no_prefixes(model):
     (model / "config_sentence_transformers.json").unlink()
-    found = read(model)
-    assert (found.query_prefix, found.passage_prefix) == (None, None)
+    described = read(model)
+    assert (described.query_prefix, described.passage_prefix) == (None, None)
 
 
-def arguments(found, **options):
-    params = folder.build(found, **options).abstract_params()
+def arguments(described, **options):
+    params = folder.build(described, **options).abstract_params()
     ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
     return params, ids, jax.ShapeDtypeStruct((2, 5), jnp.bool_)
 
@@ -103,7 +114,7 @@ def arguments(found, **options):
         ({"pooling_mode": ["cls"]}, "cls"),
     ],
 )
-def test_pooling_in_old_words_and_new(model, config, pooling):
+def test_pooling_is_read_from_old_and_new_entries(model, config, pooling):
     (model / "1_Pooling" / "config.json").write_text(json.dumps(config))
     assert read(model).pooling == pooling
 
@@ -113,17 +124,17 @@ def test_pooling_in_old_words_and_new(model, config, pooling):
     [
         ({"pooling_mode": "max"}, "pooling max is not supported"),
         ({"pooling_mode": ["cls", "mean"]}, r"pooling cls \+ mean"),
-        ({"pooling_mode_mean_tokens": False}, "by nothing"),
+        ({"pooling_mode_mean_tokens": False}, r"pooling \(none\) is not supported"),
         ({"pooling_mode": "mean", "include_prompt": False}, "a mean without the prompt"),
     ],
 )
-def test_poolings_that_are_not_supported(model, config, message):
+def test_unsupported_poolings_are_an_error(model, config, message):
     (model / "1_Pooling" / "config.json").write_text(json.dumps(config))
     with pytest.raises(EncoderError, match=message):
         read(model)
 
 
-def test_an_old_folder_with_its_transformer_in_a_subfolder(model):
+def test_the_transformer_may_be_in_a_subfolder(model):
     inner = model / "0_Transformer"
     inner.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -131,21 +142,21 @@ def test_an_old_folder_with_its_transformer_in_a_subfolder(model):
     modules = json.loads((model / "modules.json").read_text())
     modules[0]["path"] = "0_Transformer"
     (model / "modules.json").write_text(json.dumps(modules))
-    found = read(model)
-    assert found.path == inner
-    assert "projection" in folder.load_weights(found)[0]
+    described = read(model)
+    assert described.path == inner
+    assert "projection" in folder.load_weights(described)[0]
 
 
 def test_overrides_and_truncation(model):
-    found = read(model)
-    params, _ = folder.load_weights(found)
+    described = read(model)
+    params, _ = folder.load_weights(described)
     ids = np.array([[5, 6, 7]], np.int32)
-    whole = folder.build(found, normalize=False).encode_queries(params, ids, ids > 0)
-    short = folder.build(found, dim=4).encode_queries(params, ids, ids > 0)
+    whole = folder.build(described, normalize=False).encode_queries(params, ids, ids > 0)
+    short = folder.build(described, dim=4).encode_queries(params, ids, ids > 0)
     expected = whole[:, :4] / np.linalg.norm(whole[:, :4])
     np.testing.assert_allclose(short, expected, rtol=1e-5)
-    cls = folder.build(found, pooling="cls").encode_queries(params, ids, ids > 0)
-    mean = folder.build(found).encode_queries(params, ids, ids > 0)
+    cls = folder.build(described, pooling="cls").encode_queries(params, ids, ids > 0)
+    mean = folder.build(described).encode_queries(params, ids, ids > 0)
     assert not np.allclose(cls, mean)
 
 
@@ -157,22 +168,52 @@ def test_overrides_and_truncation(model):
         ({"dtype": "float16"}, "float32, bfloat16"),
     ],
 )
-def test_overrides_out_of_range(model, options, message):
+def test_overrides_out_of_range_are_an_error(model, options, message):
     with pytest.raises(EncoderError, match=message):
         folder.build(read(model), **options)
 
 
-def test_the_digest_follows_what_decides_the_vectors(model):
-    found = read(model)
-    assert dataclasses.replace(found, path=Path("/elsewhere")).digest == found.digest
+def test_the_digest_depends_only_on_what_defines_the_vectors(model):
+    described = read(model)
+    assert dataclasses.replace(described, path=Path("/elsewhere")).digest == described.digest
     edit(model / "config.json", transformers_version="6.0.0", architectures=["BertForMaskedLM"])
-    assert read(model).digest == found.digest
+    assert read(model).digest == described.digest
     edit(model / "config.json", hidden_act="relu")
-    assert read(model).digest != found.digest
-    assert dataclasses.replace(found, pooling="cls").digest != found.digest
+    assert read(model).digest != described.digest
+    assert dataclasses.replace(described, pooling="cls").digest != described.digest
 
 
-def test_weights_and_what_is_left_out(model):
+def extended(record, **values):
+    """The record with a further field `added` of default 0, as a later version may have it."""
+    kind = dataclasses.make_dataclass(
+        "Extended", [("added", int, 0)], bases=(type(record),), frozen=True
+    )
+    return kind(**{**vars(record), **values})
+
+
+def test_a_new_field_with_a_default_does_not_change_the_digest(model):
+    described = read(model)
+    before = described.digest
+    assert extended(described).digest == before
+    assert extended(described, added=1).digest != before
+    for added, same in ((0, True), (1, False)):
+        config = extended(described.config, added=added)
+        assert (dataclasses.replace(described, config=config).digest == before) is same
+
+
+def test_the_digest_is_that_of_the_settings_that_differ_from_their_defaults(model):
+    described = {
+        "family": "bert",
+        "config": canonical(read(model).config),
+        "pooling": "mean",
+        "normalize": True,
+        "projection": {"width": 16, "bias": True, "activation": "tanh"},
+    }
+    assert "hidden_act" not in described["config"]  # BERT's default
+    assert read(model).digest == digest(described)
+
+
+def test_weights_are_loaded_and_unused_ones_are_listed(model):
     params, ignored = folder.load_weights(read(model))
     assert sorted(ignored) == ["pooler.dense.bias", "pooler.dense.weight"]
     weight = load_file(model / "2_Dense" / "model.safetensors")["linear.weight"]
@@ -196,7 +237,7 @@ def test_half_precision_becomes_float32(bare):
     np.testing.assert_allclose(words, whole["embeddings.word_embeddings.weight"], rtol=1e-2)
 
 
-def test_sharded_weights(bare):
+def test_sharded_weights_are_loaded(bare):
     path = bare / "model.safetensors"
     whole, _ = folder.load_weights(read(bare))
     state = load_file(path)
@@ -222,7 +263,7 @@ def as_safetensors(path, state):
 
 @pytest.mark.parametrize("prefix", ["", "bert/"])
 @pytest.mark.parametrize("save", [as_msgpack, as_safetensors])
-def test_what_transformers_flax_models_save(bare, save, prefix):
+def test_weights_of_flax_models_of_transformers_are_loaded(bare, save, prefix):
     whole, _ = folder.load_weights(read(bare))
     (bare / "model.safetensors").unlink()
     state = traverse_util.flatten_dict(whole, sep="/")
@@ -233,7 +274,7 @@ def test_what_transformers_flax_models_save(bare, save, prefix):
     assert ignored == [f"{prefix}pooler/dense/bias".replace("/", ".")]
 
 
-def test_flax_weights_that_are_not_those_of_config_json(bare):
+def test_flax_weights_that_do_not_fit_config_json_are_an_error(bare):
     whole, _ = folder.load_weights(read(bare))
     (bare / "model.safetensors").unlink()
     state = traverse_util.flatten_dict(whole, sep="/")
@@ -246,7 +287,7 @@ def test_flax_weights_that_are_not_those_of_config_json(bare):
         folder.load_weights(read(bare))
 
 
-def test_a_hub_name_is_fetched_with_weights_only_if_asked(model):
+def test_weights_of_a_hub_model_are_downloaded_only_on_request(model):
     asked = []
 
     def download(name, patterns):
@@ -258,7 +299,7 @@ def test_a_hub_name_is_fetched_with_weights_only_if_asked(model):
     assert asked == [("org/name", False), ("org/name", True)]
 
 
-def test_a_hub_that_does_not_answer_is_one_line():
+def test_an_unreachable_hub_is_an_error_of_one_line():
     def download(name, patterns):
         raise OSError("no route\nto host")
 
@@ -277,7 +318,7 @@ def test_broken_descriptions_name_the_file(bare):
 
 
 @pytest.mark.parametrize("entries", [{"model_type": "mamba"}, {"hidden_act": "laplace"}])
-def test_models_that_are_not_built_in(bare, entries):
+def test_an_unsupported_model_type_is_an_error(bare, entries):
     edit(bare / "config.json", **entries)
     with pytest.raises(EncoderError, match=r"config.json: .* with `encoder`"):
         read(bare)
@@ -287,10 +328,10 @@ def test_models_that_are_not_built_in(bare, entries):
     "kinds",
     [["Transformer", "CNN", "Pooling"], ["Pooling"], [], ["Transformer", "Dense", "Dense"]],
 )
-def test_chains_that_are_not_supported(model, kinds):
+def test_unsupported_modules_are_an_error(model, kinds):
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in kinds]
     (model / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(EncoderError, match=r"modules.json: the chain"):
+    with pytest.raises(EncoderError, match=r"modules.json: the modules"):
         read(model)
 
 
@@ -302,13 +343,13 @@ def test_chains_that_are_not_supported(model, kinds):
         {"module_input_name": "x"},
     ],
 )
-def test_projections_that_are_not_supported(model, entries):
+def test_unsupported_projections_are_an_error(model, entries):
     edit(model / "2_Dense" / "config.json", **entries)
     with pytest.raises(EncoderError, match="only a dense layer"):
         read(model)
 
 
-def test_weights_that_are_not_there_or_broken(bare):
+def test_missing_or_broken_weights_are_an_error(bare):
     (bare / "model.safetensors").write_bytes(b"short")
     with pytest.raises(EncoderError, match="cannot be read as safetensors"):
         folder.load_weights(read(bare))

@@ -26,7 +26,7 @@ def test_pooling_by_hand(how, mask, expected):
 
 
 @pytest.mark.parametrize("how", ["cls", "mean", "last"])
-def test_all_padding_is_finite(how):
+def test_vectors_of_padding_are_finite(how):
     assert np.isfinite(normalize(pool(HIDDEN, NOTHING, how))).all()
 
 
@@ -37,12 +37,12 @@ def test_the_mean_accumulates_in_float32():
     np.testing.assert_array_equal(mean, [[1.0]])
 
 
-def test_padding_does_not_count_even_if_it_is_not_a_number():
+def test_padding_that_is_nan_does_not_change_the_mean():
     hidden = HIDDEN.at[0, 2].set(jnp.nan)
     np.testing.assert_array_equal(pool(hidden, RIGHT, "mean"), [[2, 4]])
 
 
-def test_an_unknown_pooling_lists_the_known():
+def test_the_error_for_an_unknown_pooling_lists_the_known_ones():
     with pytest.raises(EncoderError, match="choose one of cls, mean, last"):
         pool(HIDDEN, RIGHT, "max")
 
@@ -52,7 +52,7 @@ def test_truncation_comes_before_normalization():
     np.testing.assert_allclose(normalize(truncate(vectors, 2)), [[0.6, 0.8]], rtol=1e-6)
 
 
-def test_normalize_takes_zero_and_bfloat16():
+def test_normalize_accepts_zero_and_bfloat16():
     vectors = jnp.array([[0.0, 0.0], [3.0, 4.0]], jnp.bfloat16)
     unit = normalize(vectors)
     assert unit.dtype == jnp.float32
@@ -60,6 +60,6 @@ def test_normalize_takes_zero_and_bfloat16():
 
 
 @pytest.mark.parametrize("dim", [0, 4, -1])
-def test_truncation_out_of_range(dim):
+def test_truncation_out_of_range_is_an_error(dim):
     with pytest.raises(EncoderError, match="from 1 to 3"):
         truncate(jnp.ones((1, 3)), dim)

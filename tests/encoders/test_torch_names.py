@@ -19,7 +19,7 @@ def from_torch(state, config):
 
 
 def torch_state(config):
-    """A state dict as PyTorch's BertModel has it, from our tree: each array its own."""
+    """Returns a state dict as of BertModel in PyTorch, each array with a different value."""
     tree = traverse_util.flatten_dict(from_linen(Bert(config)).abstract_params())
     state = {}
     for number, (path, leaf) in enumerate(tree.items()):
@@ -30,7 +30,7 @@ def torch_state(config):
 
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "0.auto_model."])
-def test_a_state_dict_under_any_prefix(prefix):
+def test_a_state_dict_may_have_any_prefix(prefix):
     config = tiny()
     state = torch_state(config)
     heads = {"cls.predictions.bias": np.zeros(7), "embeddings.position_ids": np.arange(3)}
@@ -43,7 +43,7 @@ def test_a_state_dict_under_any_prefix(prefix):
     assert [leaf.flat[0] for leaf in jax.tree.leaves(tree)] == list(range(len(state)))
 
 
-def test_old_names_of_layer_norms():
+def test_old_names_of_layer_norms_are_accepted():
     config = tiny()
     old = {
         name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): array
@@ -54,14 +54,14 @@ def test_old_names_of_layer_norms():
     assert set(tree["embeddings"]["LayerNorm"]) == {"bias", "scale"}
 
 
-def test_missing_weights_are_named():
+def test_the_error_for_missing_weights_names_them():
     state = torch_state(tiny())
     with pytest.raises(EncoderError, match=r"lack encoder.layer.1.*and 13 more"):
         from_torch(state, tiny(num_hidden_layers=2))
-    with pytest.raises(EncoderError, match=r"hold 0 arrays named embeddings.word"):
+    with pytest.raises(EncoderError, match=r"contain 0 arrays named embeddings.word"):
         from_torch({}, tiny())
 
 
-def test_weights_of_another_shape_are_named():
+def test_the_error_for_a_wrong_shape_names_the_weight():
     with pytest.raises(EncoderError, match=r"word_embeddings.*\(7, 8\).*\(9, 8\)"):
         from_torch(torch_state(tiny()), tiny(vocab_size=9))

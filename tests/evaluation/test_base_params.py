@@ -1,3 +1,5 @@
+"""Tests of reading the parameters that adapters are added to."""
+
 import shutil
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def abstract():
     return folder.build(folder.read(str(GOLDENS))).abstract_params()
 
 
-def test_a_base_may_be_a_model_folder_or_what_was_converted_from_it(abstract, tmp_path):
+def test_the_base_may_be_a_model_folder_or_a_checkpoint_made_from_it(abstract, tmp_path):
     weights, _ = folder.load_weights(folder.read(str(GOLDENS), weights=True))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "0", {"params": weights})
@@ -29,7 +31,7 @@ def test_a_base_may_be_a_model_folder_or_what_was_converted_from_it(abstract, tm
         jax.tree.map(np.testing.assert_array_equal, base.params, expected)
 
 
-def test_a_base_may_be_what_a_flax_model_saved(abstract, tmp_path):
+def test_the_base_may_be_a_folder_saved_by_flax(abstract, tmp_path):
     weights, _ = folder.load_weights(folder.read(str(GOLDENS), weights=True))
     shutil.copytree(GOLDENS, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").unlink()
@@ -42,7 +44,7 @@ def test_a_base_may_be_what_a_flax_model_saved(abstract, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, base.params, expected.params)
 
 
-def test_a_base_that_is_another_models_or_none_says_so(abstract, tmp_path):
+def test_a_base_of_another_model_or_none_is_an_error(abstract, tmp_path):
     other = {**abstract, "embeddings": jax.tree.map(_longer, abstract["embeddings"])}
     with pytest.raises(MismatchError, match=r"position_embeddings/embedding is \[40, 32\]"):
         read_base(str(GOLDENS), other)

@@ -1,4 +1,4 @@
-"""What a model's folder says of its texts, and what the flags say against it."""
+"""Tests of preparing an evaluation: the encoder, its texts, and what is handed on."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ GOLDENS = Path(__file__).parents[1] / "encoders" / "goldens"
 
 @pytest.fixture
 def model(tmp_path):
-    """The golden BERT with prompts for both kinds."""
+    """The golden BERT with a prompt for queries and one for documents."""
     folder = Path(shutil.copytree(GOLDENS / "bert", tmp_path / "model"))
     prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
@@ -50,33 +50,35 @@ def changed(config, **texts):
     return dataclasses.replace(config, texts=dataclasses.replace(config.texts, **texts))
 
 
-def test_prompts_of_the_folder_are_the_prefixes_and_said(config, silent, caplog):
+def test_the_folders_prompts_are_the_prefixes_and_are_logged(config, silent, caplog):
     with caplog.at_level(logging.INFO):
         assert prefixes(config, silent) == ("query: ", "passage: ")
-    assert "before each query stands 'query: ', as `model` says" in caplog.text
+    assert "query prefix: 'query: ' (from `model`)" in caplog.text
 
 
-def test_flags_have_the_last_word_even_empty_ones(config, silent, caplog):
+def test_settings_override_the_folders_prompts_even_if_empty(config, silent, caplog):
     with caplog.at_level(logging.INFO):
         found = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
     assert found == ("ask: ", "")
-    assert "before each query stands 'ask: ', as `query_prefix` says" in caplog.text
-    assert "before each passage stands nothing; `model` says 'passage: '" in caplog.text
+    assert "query prefix: 'ask: ' (from `query_prefix`)" in caplog.text
+    assert (
+        "passage prefix: none (from `passage_prefix`); `model` has 'passage: '" in caplog.text
+    )
 
 
-def test_a_folder_without_prompts_has_empty_prefixes(config, silent, model):
+def test_without_prompts_there_is_no_prefix(config, silent, model):
     (model / "config_sentence_transformers.json").unlink()
     assert prefixes(config, silent) == ("", "")
 
 
-def test_texts_that_the_model_does_not_take(config, silent):
+def test_a_length_beyond_the_models_limit_is_an_error(config, silent):
     with pytest.raises(
         EncoderError, match="`query_max_len=41`: the model has 40 positions; set"
     ):
         prefixes(changed(config, query_max_len=41), silent)
 
 
-def test_a_length_that_no_flag_sets_is_within_the_models_limit(config, silent):
+def test_the_default_length_is_within_the_models_limit(config, silent):
     config = changed(config, query_max_len=None, passage_max_len=None)
     prepared = prepare(config, lambda: jax.devices()[:1], silent)
     (settings,) = prepared.settings.values()
@@ -112,7 +114,7 @@ def test_an_encoder_may_be_given_as_an_object(config, silent, tokenizer_folder):
     assert wider.encoding.identity != identity
 
 
-def test_an_object_that_does_not_encode_is_named(config, tokenizer_folder):
+def test_an_object_that_does_not_encode_is_an_error(config, tokenizer_folder):
     flat = FunctionEncoder(lambda *_: jnp.zeros(3), lambda *_: jnp.zeros(3), dict)
     with pytest.raises(EncoderError, match="`encoder`: encoding queries gives"):
         read(with_encoder(config, tokenizer_folder, encoder=flat))

@@ -1,3 +1,5 @@
+"""Tests of exact search and re-ranking, against NumPy and by hand."""
+
 import threading
 
 import faiss
@@ -13,7 +15,7 @@ PASSAGES = np.array([[3, 1], [1, 5], [2, 2], [0, 9]], np.float32)
 
 
 def search(queries, passages, depth, *, similarity="dot", cuts=(), order=None, **settings):
-    """Hits of the passages, taken in this order and cut into chunks at these places."""
+    """Searches the passages in this order, in chunks that end at these positions."""
     order = np.arange(len(passages)) if order is None else np.asarray(order)
     searcher = FaissSearcher(queries, depth, similarity, **settings)
     for rows in np.split(order, sorted(set(cuts))):
@@ -23,7 +25,7 @@ def search(queries, passages, depth, *, similarity="dot", cuts=(), order=None, *
 
 
 def brute(queries, passages, depth):
-    """Every score, best first, equals in document order."""
+    """Returns the best scores and rows by NumPy, equal scores in document order."""
     scores = queries @ passages.T
     rows = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     return np.take_along_axis(scores, rows, 1), rows
@@ -62,7 +64,7 @@ def test_depth_beyond_the_corpus_gives_fewer_hits_and_no_filler(cuts):
 @given(
     st.integers(1, 60), st.integers(1, 25), st.integers(1, 70), st.integers(0, 99), st.data()
 )
-def test_any_chunks_in_any_order_are_brute_force(count, queries, depth, seed, data):
+def test_chunks_in_any_order_give_what_brute_force_gives(count, queries, depth, seed, data):
     passages = whole_numbers(count, 4, seed)
     asked = whole_numbers(queries, 4, seed + 1)
     hits = search(asked, passages, depth, **data.draw(chunkings(count)))
@@ -75,7 +77,7 @@ def test_any_chunks_in_any_order_are_brute_force(count, queries, depth, seed, da
 @given(
     st.integers(1, 60), st.integers(1, 30), st.integers(1, 20), st.integers(0, 99), st.data()
 )
-def test_equal_scores_stand_in_document_order(count, queries, depth, seed, data):
+def test_hits_with_equal_scores_are_in_document_order(count, queries, depth, seed, data):
     passages = whole_numbers(count, 2, seed, most=1)  # nine vectors at most: ties everywhere
     asked = whole_numbers(queries, 2, seed + 1, most=1)
     hits = search(asked, passages, depth, **data.draw(chunkings(count)))
@@ -91,7 +93,7 @@ def test_a_collapsed_encoder_finds_the_first_documents(depth, cuts):
     assert (hits.scores == 3).all()
 
 
-def test_a_tie_at_the_last_place_is_decided_for_its_query_alone():
+def test_a_tie_at_the_last_place_affects_only_its_query():
     passages = np.array([[1, 0], [2, 3], [2, 1], [2, 2]], np.float32)
     hits = search(QUERIES, passages, 2, order=[3, 2, 1, 0])
     assert hits.rows.tolist() == [[1, 2], [1, 3]]
@@ -99,7 +101,7 @@ def test_a_tie_at_the_last_place_is_decided_for_its_query_alone():
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 99), st.data())
-def test_cosine_is_dot_of_unit_vectors(count, depth, seed, data):
+def test_cosine_equals_dot_of_unit_vectors(count, depth, seed, data):
     rng = np.random.default_rng(seed)
     passages, asked = rng.normal(size=(count, 5)), rng.normal(size=(6, 5))
     passages, asked = passages.astype("f4"), asked.astype("f4")
@@ -115,7 +117,7 @@ def test_cosine_is_dot_of_unit_vectors(count, depth, seed, data):
     assert np.abs(cosine.scores).max() <= 1 + 1e-6
 
 
-def test_cosine_takes_a_vector_of_zeros():
+def test_cosine_accepts_a_vector_of_zeros():
     hits = search(
         QUERIES, np.array([[0, 0], [0, -4], [2, 0]], np.float32), 3, similarity="cosine"
     )
@@ -123,7 +125,7 @@ def test_cosine_takes_a_vector_of_zeros():
     assert np.isfinite(hits.scores).all()
 
 
-def test_the_given_arrays_are_left_as_they_were():
+def test_the_given_arrays_are_not_changed():
     passages, asked = PASSAGES.copy(), QUERIES.copy()
     search(asked, passages, 2, similarity="cosine")
     np.testing.assert_array_equal(passages, PASSAGES)
@@ -136,7 +138,7 @@ def knn(queries, vectors, k):
 
 
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(2, 5), st.integers(0, 99), st.data())
-def test_several_devices_find_what_one_finds(count, depth, devices, seed, data):
+def test_several_devices_find_what_one_device_finds(count, depth, devices, seed, data):
     passages = whole_numbers(count, 2, seed, most=2)
     asked = whole_numbers(5, 2, seed + 1, most=2)
     hits = search(asked, passages, depth, knns=[knn] * devices, **data.draw(chunkings(count)))
@@ -145,7 +147,7 @@ def test_several_devices_find_what_one_finds(count, depth, devices, seed, data):
     np.testing.assert_array_equal(hits.scores, scores)
 
 
-def test_float16_rounds_what_is_compared_and_nothing_else():
+def test_float16_rounds_vectors_but_not_scores():
     # 2049 is 2048 in float16, so both are equal there; their sum of 1 + 2048 is not rounded.
     passages = np.array([[2048, 1], [2049, 1]], np.float32)
     asked = np.array([[1, 1]], np.float32)
@@ -156,7 +158,7 @@ def test_float16_rounds_what_is_compared_and_nothing_else():
 
 
 def rerank(queries, passages, candidates, *, similarity="dot", cuts=(), order=None, **form):
-    """As `search`, of these candidates alone."""
+    """Re-ranks these candidates, with the passages in chunks as in `search`."""
     order = np.arange(len(passages)) if order is None else np.asarray(order)
     rows = [np.array(each, np.int64) for each in candidates]
     reranker = Reranker(queries, rows, similarity, **form)
@@ -174,79 +176,79 @@ def test_reranking_by_hand():
     assert (hits.rows.dtype, hits.scores.dtype) == (np.int64, np.float32)
 
 
-def test_a_query_without_candidates_finds_nothing():
+def test_a_query_without_candidates_has_no_hits():
     assert rerank(QUERIES, PASSAGES, [[], [1]]).rows.tolist() == [[-1], [1]]
     assert rerank(QUERIES, PASSAGES, [[], []]).rows.shape == (2, 0)
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 99), st.data())
-def test_reranking_all_passages_is_searching_them(count, queries, seed, data):
+def test_reranking_all_passages_equals_searching_them(count, queries, seed, data):
     passages = whole_numbers(count, 2, seed, most=3)
     asked = whole_numbers(queries, 2, seed + 1, most=3)
     candidates = [data.draw(st.permutations(range(count)))] * queries
     hits = rerank(asked, passages, candidates, **data.draw(chunkings(count)))
-    wanted = search(asked, passages, count)
-    np.testing.assert_array_equal(hits.rows, wanted.rows)
-    np.testing.assert_array_equal(hits.scores, wanted.scores)
+    searched = search(asked, passages, count)
+    np.testing.assert_array_equal(hits.rows, searched.rows)
+    np.testing.assert_array_equal(hits.scores, searched.scores)
     cosine = rerank(asked, passages, candidates, similarity="cosine")
-    wanted = search(asked, passages, count, similarity="cosine")
-    np.testing.assert_allclose(cosine.scores, wanted.scores, atol=1e-6)
+    searched = search(asked, passages, count, similarity="cosine")
+    np.testing.assert_allclose(cosine.scores, searched.scores, atol=1e-6)
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 99), st.data())
-def test_reranking_is_searching_without_the_others(count, queries, seed, data):
+def test_reranking_equals_searching_without_other_passages(count, queries, seed, data):
     passages = whole_numbers(count, 2, seed, most=2)
     asked = whole_numbers(queries, 2, seed + 1, most=2)
     own = st.sets(st.integers(0, count - 1)).map(sorted)
     candidates = [data.draw(own) for _ in range(queries)]
     hits = rerank(asked, passages, candidates, **data.draw(chunkings(count)))
     every = search(asked, passages, count).rows
-    for rows, found, mine in zip(every, hits.rows, candidates, strict=True):
-        filler = [-1] * (len(found) - len(mine))
-        assert found.tolist() == [row for row in rows.tolist() if row in mine] + filler
+    for rows, hit_rows, own in zip(every, hits.rows, candidates, strict=True):
+        filler = [-1] * (len(hit_rows) - len(own))
+        assert hit_rows.tolist() == [row for row in rows.tolist() if row in own] + filler
 
 
-def test_reranking_rounds_as_searching_does():
+def test_reranking_rounds_vectors_as_searching_does():
     passages = np.array([[2048, 1], [2049, 1]], np.float32)
     hits = rerank(np.array([[1, 1]], np.float32), passages, [[0, 1]], dtype="float16")
     assert (hits.rows.tolist(), hits.scores.tolist()) == ([[0, 1]], [[2049, 2049]])
 
 
-def test_beside_another_thread_finds_the_same():
+def test_a_search_in_the_background_finds_the_same():
     with BackgroundSearcher(FaissSearcher(QUERIES, 3, "dot")) as searcher:
         for row in range(4):
             searcher.add(PASSAGES[row : row + 1], np.array([row]))
         assert searcher.hits().rows.tolist() == [[0, 2, 1], [3, 1, 2]]
 
 
-class Held:
-    """A searcher that searches when it is let go, and then fails."""
+class BlockedSearcher:
+    """A Searcher whose search waits for an event and then fails."""
 
     def __init__(self):
-        self.let_go, self.seen = threading.Event(), []
+        self.released, self.searched = threading.Event(), []
 
     def add(self, vectors, rows):
-        self.let_go.wait(10)
-        self.seen.append(rows)
+        self.released.wait(10)
+        self.searched.append(rows)
         raise ValueError("no memory")
 
 
-def test_a_search_does_not_hold_up_its_caller_and_its_failure_reaches_him():
-    held = Held()
-    with BackgroundSearcher(held) as searcher:
+def test_a_background_search_does_not_block_its_caller_and_raises_later():
+    blocked = BlockedSearcher()
+    with BackgroundSearcher(blocked) as searcher:
         searcher.add(PASSAGES, np.arange(4))
-        assert not held.seen
-        held.let_go.set()
+        assert not blocked.searched
+        blocked.released.set()
         with pytest.raises(ValueError, match="no memory"):
             searcher.hits()
 
 
-def test_whoever_leaves_waits_for_the_search():
-    held = Held()
-    with BackgroundSearcher(held) as searcher:
+def test_leaving_the_context_waits_for_the_search():
+    blocked = BlockedSearcher()
+    with BackgroundSearcher(blocked) as searcher:
         searcher.add(PASSAGES, np.arange(4))
-        threading.Timer(0.05, held.let_go.set).start()
-    assert len(held.seen) == 1
+        threading.Timer(0.05, blocked.released.set).start()
+    assert len(blocked.searched) == 1
 
 
 @pytest.mark.gpu

@@ -1,3 +1,5 @@
+"""Tests of the measures, by hand and against ir_measures."""
+
 import math
 import shutil
 
@@ -16,25 +18,25 @@ NEEDS_PERL = pytest.mark.skipif(not shutil.which("perl"), reason="gdeval is a Pe
 
 
 def hits(*rows):
-    """Ranked rows of each query; all scores are equal, so that only the order can count."""
+    """Returns hits from the ranked rows of each query. All scores are equal."""
     rows = np.array(rows, np.int64).reshape(len(rows), -1)
     return Hits(np.ones(rows.shape, np.float32), rows)
 
 
 def judgments(qrels, query_ids=None):
-    """Judgments of documents that are named by their rows; other documents are missing."""
+    """Returns judgments of documents named by their rows. Other documents are missing."""
     documents = {document for grades in qrels.values() for document in grades}
     rows = {document: int(document) for document in documents if document.isdigit()}
     return Judgments.from_qrels(qrels, query_ids or tuple(qrels), rows)
 
 
-def values(names, qrels, found, query_ids=None):
+def values(names, qrels, hits, query_ids=None):
     parsed = measures.parse(names.split(), depth=1000)
-    return measures.evaluate(parsed, judgments(qrels, query_ids), found)
+    return measures.evaluate(parsed, judgments(qrels, query_ids), hits)
 
 
-def one(name, grades, *rows):
-    """The value of one query whose ranked rows are these."""
+def value_of(name, grades, *rows):
+    """Returns the value of one query with these ranked rows."""
     (value,) = values(name, {"q": grades}, hits(rows))[name]
     return value
 
@@ -68,67 +70,67 @@ IDEAL_2_1 = 2 / math.log2(2) + 1 / math.log2(3)
         pytest.param("ERR@10", {"9": 1}, (7, 8, 9), 1 / 16 / 3, marks=NEEDS_PERL),
     ],
 )
-def test_by_hand(name, grades, rows, value):
-    assert one(name, grades, *rows) == pytest.approx(value, abs=1e-5)
+def test_values_are_those_by_hand(name, grades, rows, value):
+    assert value_of(name, grades, *rows) == pytest.approx(value, abs=1e-5)
 
 
-def test_documents_outside_the_corpus_count_as_never_found():
+def test_documents_that_the_corpus_lacks_count_as_never_found():
     inside, outside = {"7": 1}, {"7": 1, "outside:x": 1}
-    assert one("R@10", inside, 7, 8) == 1
-    assert one("R@10", outside, 7, 8) == 1 / 2
-    assert one("AP", outside, 7, 8) == 1 / 2
-    assert one("RR@10", outside, 7, 8) == 1
+    assert value_of("R@10", inside, 7, 8) == 1
+    assert value_of("R@10", outside, 7, 8) == 1 / 2
+    assert value_of("AP", outside, 7, 8) == 1 / 2
+    assert value_of("RR@10", outside, 7, 8) == 1
 
 
 @pytest.mark.parametrize("name", ["RR@10", "nDCG@10", "R@100", "AP", "P@5", "Success@1"])
-def test_a_query_that_finds_nothing_is_0(name):
-    assert one(name, {"3": 1}, 7, 8) == 0
-    assert one(name, {"3": 0}, 3, 8) == 0  # judged, and nothing is relevant
-    assert one(name, {"3": 1}) == 0  # no hit at all
+def test_a_query_without_a_relevant_hit_is_0(name):
+    assert value_of(name, {"3": 1}, 7, 8) == 0
+    assert value_of(name, {"3": 0}, 3, 8) == 0  # judged, and nothing is relevant
+    assert value_of(name, {"3": 1}) == 0  # no hit at all
 
 
-def test_values_stand_in_the_order_of_the_queries():
+def test_values_are_in_the_order_of_the_queries():
     qrels = {"b": {"1": 1}, "a": {"2": 1}, "10": {"3": 1}, "9": {"3": 1}}
-    found = hits((1, 9), (9, 2), (8, 9), (3, 4))
-    assert values("RR@10", qrels, found)["RR@10"].tolist() == [1, 1 / 2, 0, 1]
+    ranked = hits((1, 9), (9, 2), (8, 9), (3, 4))
+    assert values("RR@10", qrels, ranked)["RR@10"].tolist() == [1, 1 / 2, 0, 1]
     backwards = hits((3, 4), (8, 9), (9, 2), (1, 9))
     order = ("9", "10", "a", "b")
     assert values("RR@10", qrels, backwards, order)["RR@10"].tolist() == [1, 0, 1 / 2, 1]
 
 
-def test_the_order_of_the_hits_decides_and_not_their_scores():
+def test_the_order_of_the_hits_decides_not_their_scores():
     for rows in ((5, 40, 300), (300, 40, 5), (40, 300, 5)):
-        assert one("RR@10", {"40": 1}, *rows) == 1 / (1 + rows.index(40))
+        assert value_of("RR@10", {"40": 1}, *rows) == 1 / (1 + rows.index(40))
 
 
-def test_names_are_the_measures_own():
+def test_names_are_those_of_ir_measures():
     assert list(values("MRR@10 NDCG@3", {"q": {"1": 1}}, hits((1,)))) == ["RR@10", "nDCG@3"]
 
 
 def test_a_query_whose_grades_are_all_below_0_has_a_value():
-    assert one("Rprec", {"7": -1, "8": -2}, 7, 8) == 0
+    assert value_of("Rprec", {"7": -1, "8": -2}, 7, 8) == 0
 
 
 def test_a_query_may_have_fewer_hits_than_another_and_none_at_all():
     qrels = {"a": {"0": 1, "1": 1}, "b": {"0": 1}, "c": {"0": 1}}
-    found = hits((5, 0, 1), (0, -1, -1), (-1, -1, -1))
-    made = values("RR@10 P@2 R@10 AvgRank Rprec NumRet", qrels, found)
-    assert made["RR@10"].tolist() == [1 / 2, 1, 0]
-    assert made["P@2"].tolist() == [1 / 2, 1 / 2, 0]
-    assert made["R@10"].tolist() == [1, 1, 0]
-    assert made["AvgRank"].tolist() == [5 / 2, 1, 4]
-    assert made["Rprec"].tolist() == [1 / 2, 1, 0]  # by ir_measures
-    assert made["NumRet"].tolist() == [3, 1, 0]
+    ranked = hits((5, 0, 1), (0, -1, -1), (-1, -1, -1))
+    computed = values("RR@10 P@2 R@10 AvgRank Rprec NumRet", qrels, ranked)
+    assert computed["RR@10"].tolist() == [1 / 2, 1, 0]
+    assert computed["P@2"].tolist() == [1 / 2, 1 / 2, 0]
+    assert computed["R@10"].tolist() == [1, 1, 0]
+    assert computed["AvgRank"].tolist() == [5 / 2, 1, 4]
+    assert computed["Rprec"].tolist() == [1 / 2, 1, 0]  # by ir_measures
+    assert computed["NumRet"].tolist() == [3, 1, 0]
 
 
-def test_of_an_average_rank_lower_is_better():
+def test_only_for_an_average_rank_lower_is_better():
     parsed = measures.parse(["RR@10", "AvgRank", "AvgRank(rel=2)"], 100)
     assert [measures.lower_is_better(measure) for measure in parsed] == [False, True, True]
     assert [str(measure) for measure in parsed[1:]] == ["AvgRank", "AvgRank(rel=2)"]
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 10_000))
-def test_they_are_ir_measures(queries, depth, seed):
+def test_values_equal_those_of_ir_measures(queries, depth, seed):
     rng = np.random.default_rng(seed)
     names = [f"query {number}" for number in range(queries)]
     judged = {
@@ -181,23 +183,23 @@ def refused(*names, depth=100):
         "AvgRank@5",
     ],
 )
-def test_a_name_that_means_nothing_here(name):
+def test_an_unknown_name_is_an_error(name):
     message = refused("RR@10", name)
     assert repr(name) in message
     assert "Examples: RR@10" in message
 
 
 @pytest.mark.parametrize("name", ["P", "R", "Success"])
-def test_a_measure_without_its_cutoff(name):
+def test_a_measure_without_its_cutoff_is_an_error(name):
     assert f"it needs a cutoff, as in {name}@10" in refused(name)
 
 
-def test_no_measure_at_all():
+def test_no_measure_is_an_error():
     assert "is empty" in refused()
 
 
-def test_a_measure_looks_no_deeper_than_the_hits():
+def test_a_cutoff_beyond_the_depth_is_an_error():
     message = refused("R@101", depth=100)
-    assert "R@101 looks at 101 hits and `depth=100`" in message
+    assert "R@101 needs 101 hits and `depth=100`" in message
     assert "`depth=101` or more" in message
     assert [str(measure) for measure in measures.parse(["R@100", "AP"], 100)] == ["R@100", "AP"]

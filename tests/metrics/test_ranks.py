@@ -1,4 +1,4 @@
-"""The measures by rank equal those of ir_measures."""
+"""Tests that the measures by rank equal those of ir_measures."""
 
 import os
 from pathlib import Path
@@ -19,22 +19,22 @@ DATA = Path(os.environ.get("JAXVAL_DATA", "data"))
 
 
 def judgments(qrels):
-    """Judgments of documents that are named by their rows; other documents are missing."""
+    """Returns judgments of documents named by their rows. Other documents are missing."""
     documents = {document for grades in qrels.values() for document in grades}
     rows = {document: int(document) for document in documents if document.isdigit()}
     return ranks.Judgments.from_qrels(qrels, tuple(qrels), rows)
 
 
 def theirs(measures, qrels, run):
-    found = {str(measure): {} for measure in measures}
+    values = {str(measure): {} for measure in measures}
     for metric in ir_measures.iter_calc(measures, qrels, run):
-        found[str(metric.measure)][metric.query_id] = metric.value
-    return found
+        values[str(metric.measure)][metric.query_id] = metric.value
+    return values
 
 
 @st.composite
 def collections(draw):
-    """Judgements and rankings over twenty rows, some documents judged outside of them."""
+    """Draws judgments and rankings of twenty rows; two documents are missing."""
     docs = [*map(str, range(20)), "outside:a", "outside:b"]
     queries = [f"q{i}" for i in range(draw(st.integers(1, 4)))]
     grades = st.dictionaries(st.sampled_from(docs), st.integers(0, 4), min_size=1, max_size=9)
@@ -44,7 +44,7 @@ def collections(draw):
 
 
 @given(collections())
-def test_they_equal_ir_measures(world):
+def test_values_equal_those_of_ir_measures(world):
     qrels, queries, rows = world
     measures = [ir_measures.parse_measure(name) for name in NAMES]
     depth = rows.shape[1]
@@ -60,7 +60,7 @@ def test_they_equal_ir_measures(world):
         assert ranks.compute(measure, graded) == pytest.approx(wanted, abs=1e-9), measure
 
 
-def test_grades_below_0_are_as_good_as_0():
+def test_a_grade_below_0_counts_as_0():
     graded = ranks.grade(judgments({"q": {"0": -2, "1": 3, "2": -1}}), np.array([[0, 1, 2]]))
     clipped = ranks.grade(judgments({"q": {"0": 0, "1": 3, "2": 0}}), np.array([[0, 1, 2]]))
     for name in NAMES:
@@ -71,12 +71,12 @@ def test_grades_below_0_are_as_good_as_0():
 @pytest.mark.parametrize(
     "name", ["nDCG(dcg='exp-log2')@10", "ERR@10", "Rprec", "RBP", "NumRel"]
 )
-def test_what_it_does_not_know_it_does_not_claim(name):
+def test_a_measure_with_other_parameters_is_not_computed(name):
     assert not ranks.computes(ir_measures.parse_measure(name))
 
 
 @pytest.mark.parametrize("qrels", ["qrels.test", "qrels.rel_level"])
-def test_they_equal_ir_measures_on_nists_samples(qrels):
+def test_values_equal_those_of_ir_measures_on_nists_samples(qrels):
     samples = DATA / "trec-eval-samples"
     if not samples.is_dir():
         pytest.skip(f"{samples} is not there: set JAXVAL_DATA")

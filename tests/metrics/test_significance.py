@@ -1,4 +1,4 @@
-"""Small cases that a hand can check, a brute force to agree with, and error rates."""
+"""Examples computed by hand, exact values by enumeration, and error rates."""
 
 import dataclasses
 import itertools
@@ -25,13 +25,13 @@ def _no_warnings():
 
 
 def paired(differences):
-    """Values with these differences."""
+    """Returns values and a baseline with these differences."""
     differences = np.array(differences, float)
     return np.maximum(differences, 0), np.maximum(-differences, 0)
 
 
 def brute_force(differences):
-    """The exact two-sided p-value, in fractions: all sign flips."""
+    """Returns the exact two-sided p-value, from all combinations of signs."""
     observed = abs(sum(differences))
     flips = list(itertools.product((1, -1), repeat=len(differences)))
     extreme = [
@@ -61,7 +61,7 @@ def test_p_values_by_hand(differences, expected):
 
 
 @pytest.mark.parametrize("queries", [1, 2, 30, 7000])
-def test_the_same_values_are_no_evidence(queries):
+def test_equal_values_have_a_p_value_of_one(queries):
     values = np.random.default_rng(0).random(queries)
     assert p_value(values, values.copy()) == 1.0
 
@@ -71,13 +71,13 @@ def test_the_same_values_are_no_evidence(queries):
         st.tuples(st.sampled_from(GRADES), st.sampled_from(GRADES)), min_size=1, max_size=9
     )
 )
-def test_small_sets_are_exact(pairs):
+def test_p_values_of_few_queries_are_exact(pairs):
     values, baseline = (np.array([float(pair[side]) for pair in pairs]) for side in (0, 1))
     expected = brute_force([a - b for a, b in pairs])
     assert p_value(values, baseline) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_estimate_agrees_with_the_exact():
+def test_the_estimate_agrees_with_the_exact_p_value():
     rng = np.random.default_rng(5)
     for shift in (0.0, 0.2, 0.4):
         differences = rng.normal(shift, 0.5, 13)
@@ -89,7 +89,7 @@ def test_the_estimate_agrees_with_the_exact():
 
 
 def test_the_estimate_counts_ties():
-    """Of 15 equal gains, fourteen for and one against: 2 (1 + 15) of 2^15 flips."""
+    """Fourteen equal gains and one loss: 2 (1 + 15) of 2^15 combinations are as extreme."""
     estimate = p_value(*paired([1 / 3] * 14 + [-1 / 3]))
     assert estimate == pytest.approx(2 * 16 / 2**15, abs=1e-3)
     assert p_value(*paired([1 / 3, -1 / 3] * 10)) == 1.0
@@ -100,7 +100,7 @@ values = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 
 
 @given(st.data(), values)
-def test_a_p_value_is_a_probability_the_same_both_ways(data, one):
+def test_a_p_value_is_a_symmetric_probability(data, one):
     other = data.draw(st.lists(st.floats(0, 1), min_size=len(one), max_size=len(one)))
     one, other = np.array(one), np.array(other)
     p = p_value(one, other)
@@ -112,7 +112,7 @@ def test_a_p_value_is_a_probability_the_same_both_ways(data, one):
 
 
 @given(values)
-def test_an_interval_holds_the_mean_within_the_range(drawn):
+def test_an_interval_contains_the_mean_and_lies_within_the_range(drawn):
     drawn = np.array(drawn)
     low, high = interval(drawn)
     slack = 1e-12
@@ -122,7 +122,7 @@ def test_an_interval_holds_the_mean_within_the_range(drawn):
 
 
 @pytest.mark.parametrize("drawn", [[0.3], [0.1, 0.1, 0.1], [0.0] * 500])
-def test_equal_values_have_no_width(drawn):
+def test_an_interval_of_equal_values_has_no_width(drawn):
     assert interval(np.array(drawn)) == (drawn[0], drawn[0])
 
 
@@ -134,29 +134,29 @@ def test_intervals_by_hand():
     assert high == pytest.approx(0.5 + 1.96 * 0.005, abs=1e-3)
 
 
-def test_a_certain_gain_is_never_zero_and_never_missed():
+def test_the_p_value_of_a_certain_gain_is_the_lowest_possible():
     values = np.random.default_rng(0).random(500)
     assert p_value(values + 0.1, values) == pytest.approx(2 / (significance._FLIPS + 1))
 
 
-def test_other_queries_cannot_be_paired():
+def test_different_numbers_of_queries_cannot_be_paired():
     with pytest.raises(ValueError, match=r"\(3,\).*\(1,\)"):
         p_value(np.zeros(3), np.zeros(1))
 
 
-def test_whole_numbers_are_values_too():
+def test_integers_are_valid_values():
     assert p_value(np.array([1, 2, 3]), np.array([0, 1, 2])) == 0.25
     assert interval(np.array([2, 2])) == (2.0, 2.0)
 
 
-def test_luck_is_called_significant_once_in_twenty():
+def test_five_percent_of_random_differences_are_significant():
     rng = np.random.default_rng(11)
     p = [p_value(rng.random(40), rng.random(40)) for _ in range(300)]
-    assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 0.038  # three deviations
+    assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 0.038  # three standard deviations
     assert 0.4 < np.mean(p) < 0.6
 
 
-def test_intervals_hold_the_truth_nineteen_times_in_twenty():
+def test_ninety_five_percent_of_intervals_contain_the_true_mean():
     rng = np.random.default_rng(12)
     found = [interval(rng.random(60)) for _ in range(300)]
     assert abs(np.mean([low <= 0.5 <= high for low, high in found]) - 0.95) < 0.038
@@ -182,7 +182,7 @@ def test_many_queries_take_little_time_and_memory():
     other = {name: one[name] + rng.normal(0, 0.1, 10_570) for name in names}
     before = time.process_time()
     compare(one, other)
-    assert time.process_time() - before < 10  # 1.2 s on a machine that does no other work
+    assert time.process_time() - before < 10  # 1.2 s on an idle machine
     tracemalloc.start()
     compare({"AP": one["RR@10"]}, {"AP": other["RR@10"]})
     assert tracemalloc.get_traced_memory()[1] < 32 << 20

@@ -29,7 +29,7 @@ def strangers(place):
     ("change", "said"),
     [
         (bad_line, "corpus.jsonl:2: "),
-        (duplicate, "'p0' stands 2 times"),
+        (duplicate, "'p0' occurs 2 times"),
         (empty, "no text in it"),
         (unjudged, "test.tsv"),
         (strangers, "none of the judged documents is in"),
@@ -42,7 +42,7 @@ def strangers(place):
         ({"passage_template": "{titel} {text}"}, "passage_template='{titel} {text}'"),
         ({"folder": "somewhere"}, "set one of `model"),
         ({"pooling": "mean"}, "`pooling`"),
-        ({"select_by": "tiny:AP"}, "`select_by=tiny:AP` must be NAME:MEASURE"),
+        ({"select_by": "tiny:AP"}, "`select_by=tiny:AP`: write NAME:MEASURE"),
     ],
 )
 def test_it_is_one_message_and_nothing_is_validated(place, change, said):

@@ -111,7 +111,7 @@ def test_a_sample_of_another_corpus_is_refused(place):
     corpus.write_text(corpus.read_text() + '{"_id": "new", "text": "red"}\n')
     said = place.refused()
     assert str(drawn) in said
-    assert f"another corpus than {corpus} is now" in said
+    assert f"another corpus than {corpus}: draw a new sample" in said
 
 
 def test_what_confirm_needs(place):

@@ -54,8 +54,8 @@ def write(path, candidates):
 def test_only_a_querys_candidates_are_scored_for_it(place):
     place.put(3, 4, 5)
     assert place.run(write_run="msmarco", keep_best=1) == 0
-    assert "of 4 judged queries 1 are not in" in place.log
-    assert f"of {len(BY_DOCUMENT) + 1} candidates 1 are not in the corpus" in place.log
+    assert "1 of 4 judged queries are not in" in place.log
+    assert f"1 of {len(BY_DOCUMENT) + 1} candidates are not in the corpus" in place.log
     assert "are not candidates; they count as never found" in place.log
     lines = {line["step"]: line for line in place.lines()}
     assert list(lines) == [3, 4, 5]

@@ -599,6 +599,6 @@ def test_documents_that_only_the_qrels_name_are_counted_and_logged(place):
     place.add_set("tiny", qrels=qrels)
     place.put(3)
     assert place.run(measures=("R@100",)) == 0
-    assert "of 3 judged documents 2 are not in the corpus" in place.log
-    assert "beside 1 judged queries, 3 have no judgement" in place.log
+    assert "2 of 3 judged documents are not in the corpus" in place.log
+    assert "3 queries have no judgment and are left out; 1 are judged" in place.log
     assert place.lines()[0]["measures"]["R@100"] == pytest.approx(1 / 3)

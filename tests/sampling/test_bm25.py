@@ -31,7 +31,7 @@ def rank(queries, depth=10, passages=PASSAGES):
 
 
 def by_hand(query, passages=PASSAGES, k1=1.5, b=0.75):
-    """Lucene's BM25 of each passage that shares a word, best first."""
+    """Returns the passages that share a word, by Lucene's BM25, best first."""
     words = {id_: text.replace("and the", "").split() for id_, text in passages.items()}
     mean = sum(map(len, words.values())) / len(words)
     scores = {}
@@ -47,18 +47,18 @@ def by_hand(query, passages=PASSAGES, k1=1.5, b=0.75):
 
 
 @pytest.mark.parametrize("query", ["red", "red green", "green blue blue", "yellow"])
-def test_the_order_is_lucenes(query):
+def test_the_order_is_that_of_lucenes_bm25(query):
     assert rank({"q": query}) == {"q": by_hand(query)}
     assert rank({"q": query}, depth=1) == {"q": by_hand(query)[:1]}
 
 
-def test_who_shares_no_word_is_not_found():
+def test_passages_without_a_common_word_are_not_ranked():
     assert rank({"q": "yellow", "none": "purple", "stop": "and the", "empty": ""}) == {
         "q": ("d4",)
     }
 
 
-def test_title_and_text_count_alike_and_case_does_not():
+def test_title_and_text_count_equally_and_case_is_ignored():
     passages = [Text("a", "x1", "Harvard"), Text("b", "HARVARD x1"), Text("c", "x1 x2")]
     assert bm25.rank(passages, [Text("q", "harvard")], 9) == {"q": ("a", "b")}
 
@@ -67,12 +67,12 @@ def test_title_and_text_count_alike_and_case_does_not():
     scores=arrays(np.float32, st.integers(0, 12), elements=st.sampled_from([0, 0.5, 1, 2])),
     depth=st.integers(1, 14),
 )
-def test_ties_stand_in_document_order(scores, depth):
+def test_ties_are_in_document_order(scores, depth):
     found = [row for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
     assert bm25._best(scores, depth).tolist() == found[:depth]
 
 
-def test_passages_are_read_once_and_not_ahead():
+def test_passages_are_read_once_and_lazily():
     read = []
 
     def passages():
@@ -81,7 +81,7 @@ def test_passages_are_read_once_and_not_ahead():
             yield Text(f"d{row}", "some words" if row < 5 else (1, 2))
 
     with pytest.raises(
-        DataError, match="text 'd5' is token ids: sample from a run of them, `strategy"
+        DataError, match="text 'd5' is token ids: sample from a run instead, with `strategy"
     ):
         bm25.rank(passages(), [Text("q", "words")], 1)
     assert read == list(range(6))
@@ -98,7 +98,7 @@ def test_a_corpus_without_words_is_refused():
         rank({"q": "red"}, passages={"a": "", "b": "x and y"})
 
 
-def test_words_of_one_stem_are_one_word():
+def test_words_are_stemmed():
     passages = {"a": "a flying bird", "b": "birds flew", "c": "stones"}
     assert rank({"q": "fly", "r": "Birds", "s": "stone"}, passages=passages) == {
         "q": ("a",),
@@ -108,7 +108,7 @@ def test_words_of_one_stem_are_one_word():
 
 
 @pytest.mark.parametrize(("module", "package"), [("bm25s", "bm25s"), ("Stemmer", "PyStemmer")])
-def test_without_its_packages_one_line_says_what_to_install(module, package):
+def test_a_missing_package_is_named(module, package):
     script = f"""
 import sys
 sys.modules["{module}"] = None

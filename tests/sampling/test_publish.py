@@ -20,7 +20,7 @@ def fill(folder):
     return {"passages": 1}
 
 
-def test_a_sample_is_published_whole_and_known_again(tmp_path):
+def test_a_sample_is_published_as_a_whole_and_recognized(tmp_path):
     folder = tmp_path / "new" / "sample"
     assert not manifest.holds(folder, MADE)
     assert publish.publish(folder, MADE, fill) == {"passages": 1}
@@ -44,7 +44,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert manifest.holds(tmp_path, MADE)
 
 
-def test_nothing_is_left_of_what_failed(tmp_path):
+def test_a_failed_sample_leaves_nothing(tmp_path):
     def broken(folder):
         fill(folder)
         raise DataError("c:3: broken")
@@ -54,7 +54,7 @@ def test_nothing_is_left_of_what_failed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_kill_has_left_is_removed_a_day_later(tmp_path):
+def test_folders_of_killed_processes_are_removed_after_a_day(tmp_path):
     old, young = tmp_path / ".s.1.partial", tmp_path / ".s.2.partial"
     theirs = tmp_path / "theirs.partial"
     for path in (old, young, theirs):
@@ -70,7 +70,7 @@ def test_what_a_kill_has_left_is_removed_a_day_later(tmp_path):
     ]
 
 
-def test_who_comes_second_takes_what_is_there(tmp_path):
+def test_the_second_of_two_processes_accepts_the_first_ones_sample(tmp_path):
     folder = tmp_path / "s"
 
     def slow(partial):
@@ -87,13 +87,13 @@ def test_who_comes_second_takes_what_is_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_where_nothing_can_be_written_is_said(tmp_path):
+def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"`output_dir=.*file/s` cannot be written: "):
         publish.publish(tmp_path / "file" / "s", MADE, fill)
 
 
-def test_the_origin_is_of_the_bytes_and_not_of_the_order_of_runs(beir, tmp_path):
+def test_the_origin_depends_on_bytes_but_not_on_the_order_of_runs(beir, tmp_path):
     files = parse(f"a:{beir()}")
     paths = [tmp_path / "1", tmp_path / "2"]
     for path in paths:
@@ -109,7 +109,7 @@ def test_the_origin_is_of_the_bytes_and_not_of_the_order_of_runs(beir, tmp_path)
     assert publish.origin(files, Strategy(run=3), paths, 5) != first
 
 
-def test_only_of_a_bm25_part_the_stemmer_matters(beir):
+def test_the_origin_has_a_stemmer_only_with_a_bm25_part(beir):
     files = parse(f"a:{beir()}")
     assert publish.origin(files, Strategy(random=3), [], 5).stemmer is None
     assert publish.origin(files, Strategy(bm25=3), [], 5).stemmer == "snowball english"

@@ -96,7 +96,7 @@ def test_strategies_by_hand(text, strategy, plain):
         ("random:size=3++full", ""),
     ],
 )
-def test_what_is_no_strategy_is_named(text, part):
+def test_a_bad_part_is_named(text, part):
     with pytest.raises(UserError) as caught:
         strategies.parse(text)
     assert str(caught.value) == (
@@ -105,8 +105,8 @@ def test_what_is_no_strategy_is_named(text, part):
     )
 
 
-def test_a_part_twice_is_refused():
-    with pytest.raises(UserError, match="run stands twice: keep one of them"):
+def test_a_duplicate_part_is_refused():
+    with pytest.raises(UserError, match="run is given twice: keep one of them"):
         strategies.parse("run:depth=3+run:depth=4")
 
 
@@ -117,7 +117,7 @@ def test_a_part_twice_is_refused():
         (["full"], 0, "`dense_step=0`: no `strategy` has a dense part"),
     ],
 )
-def test_a_dense_part_and_its_step_come_together(texts, step, said):
+def test_a_dense_part_needs_a_step_and_vice_versa(texts, step, said):
     parsed = [strategies.parse(text) for text in texts]
     with pytest.raises(UserError, match=said):
         strategies.check_step(parsed, step)
@@ -140,20 +140,20 @@ HITS_BY_HAND = {"q": ("a", "j1", "b"), "r": ("c", "a", "d")}
     ],
 )
 def test_a_run_by_hand(depth, candidates, besides):
-    """As Asyncval's splitter: the first `depth` of each query, and all that qrels name."""
+    """As in Asyncval's splitter: the first `depth` passages of each query, and the judged."""
     selection = select(f"run:depth={depth}", QRELS_BY_HAND, runs=[HITS_BY_HAND])
     assert selection.ids == {"j1", "j2", "j3", *besides.split()}
     assert selection.candidates == candidates
 
 
-def test_runs_pool():
+def test_runs_are_pooled():
     other = {"q": ("e", "a"), "s": ("f",)}
     selection = select("run:depth=2", QRELS_BY_HAND, runs=[HITS_BY_HAND, other])
     assert selection.candidates == {"q": ("a", "j1", "e"), "r": ("c", "a"), "s": ("f",)}
     assert selection.ids == {"j1", "j2", "j3", "a", "c", "e", "f"}
 
 
-def test_dense_takes_the_checkpoints_ranking():
+def test_dense_selects_from_the_checkpoints_ranking():
     ranked = {"q": ("b", "a"), "r": ("j3", "e", "f")}
     selection = select("dense:depth=2", QRELS_BY_HAND, ranked=ranked)
     assert selection.candidates == {"q": ("b", "a"), "r": ("j3", "e")}
@@ -173,7 +173,7 @@ def test_full_has_no_ids():
     assert select("full", QRELS_BY_HAND).ids is None
 
 
-def test_several_strategies_read_the_corpus_once_for_each_kind_of_part():
+def test_strategies_share_readings_of_the_corpus():
     opened = []
 
     def corpus():
@@ -197,11 +197,11 @@ def test_several_strategies_read_the_corpus_once_for_each_kind_of_part():
 
 
 def test_a_run_part_without_runs_is_refused():
-    with pytest.raises(UserError, match="has a run part and no run is given: add `run=PATH`"):
+    with pytest.raises(UserError, match="has a run part, but there is no run: add `run=PATH`"):
         select("run:depth=3", QRELS_BY_HAND, runs=[])
 
 
-# select, whatever the data
+# select, properties
 
 
 @given(
@@ -212,7 +212,7 @@ def test_a_run_part_without_runs_is_refused():
     corpus=CORPORA,
     seed=st.integers(0, 9),
 )
-def test_the_judged_are_always_kept_and_again_the_same(
+def test_judged_passages_are_kept_and_selection_is_deterministic(
     strategy, qrels, hits, ranked, corpus, seed
 ):
     selection = select(strategy, qrels, corpus, [hits], seed, ranked)
@@ -229,7 +229,7 @@ def test_the_judged_are_always_kept_and_again_the_same(
     corpus=CORPORA,
     shuffle=st.randoms(use_true_random=False),
 )
-def test_the_order_of_corpus_and_runs_changes_nothing(strategy, qrels, hits, corpus, shuffle):
+def test_the_order_of_corpus_and_runs_does_not_matter(strategy, qrels, hits, corpus, shuffle):
     other, others = corpus[:], hits[:]
     shuffle.shuffle(other)
     shuffle.shuffle(others)
@@ -263,7 +263,7 @@ def test_candidates_are_the_pool(qrels, hits, depth):
 @given(
     ids=CORPORA, size=st.integers(0, 40), without=st.sets(IDS), seed=st.integers(0, 2**64 - 1)
 )
-def test_a_draw_is_of_its_size_and_the_beginning_of_a_larger_one(ids, size, without, seed):
+def test_a_draw_has_its_size_and_is_the_beginning_of_a_larger_one(ids, size, without, seed):
     drawn = draw(iter(ids), size, seed, without)
     free = set(ids) - without
     assert len(drawn) == len(set(drawn)) == min(size, len(free))
@@ -282,10 +282,10 @@ def test_every_passage_is_drawn_about_as_often():
     drawn = [id_ for seed in range(400) for id_ in draw(ids, 5, seed, ())]
     counts = [drawn.count(id_) for id_ in ids]
     assert sum(counts) == 2000
-    assert 15 < min(counts) <= max(counts) < 70  # 40 is expected, 6 its deviation
+    assert 15 < min(counts) <= max(counts) < 70  # the mean is 40, the deviation 6
 
 
-def test_a_draw_holds_no_more_than_it_draws():
+def test_a_draw_reads_its_ids_once():
     ids = map(str, itertools.count())
     assert len(draw(itertools.islice(ids, 10_000), 2, 0, ())) == 2
     assert next(ids) == "10000"
@@ -304,7 +304,7 @@ def test_a_sieve_keeps_the_order_and_counts(corpus, ids, watched):
     assert sieve.missing == (watched if ids is None else ids) - set(corpus)
 
 
-def test_a_sieve_reads_only_what_is_asked_for():
+def test_a_sieve_is_lazy():
     endless = (Text(str(number), "") for number in itertools.count())
     sieve = Sieve(Selection(Strategy(), frozenset({"3", "1"}), {}), (), lambda _: [])
     passed = sieve.passed(endless)
@@ -315,6 +315,6 @@ def test_a_sieve_reads_only_what_is_asked_for():
 
 
 @pytest.mark.parametrize("ids", [frozenset("a"), None])
-def test_a_passage_twice_is_named_at_both_places(ids):
-    with pytest.raises(DataError, match=r"id 'a' stands 2 times \(c:1, c:2\): ids must be"):
+def test_both_lines_of_a_duplicate_passage_are_named(ids):
+    with pytest.raises(DataError, match=r"id 'a' occurs 2 times \(c:1, c:2\): ids must be"):
         sieved(Selection(Strategy(), ids, {}), ["a", "b", "b", "a"], watched={"a"})

@@ -1,4 +1,4 @@
-"""The app as users start it, and what it does to their machine."""
+"""jaxval.sample as a process, and the memory that it takes."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ RUN = "q Q0 d9 2 1.5 t\n\n  q Q0 d8 1 1.5 t \nq Q0 d7 3 1.5 t\nr Q0 d6 1 1.5 t\n
 
 @pytest.fixture
 def world(beir, tmp_path):
-    """A validation set with a run; start the app there."""
+    """A folder with a validation set and a run."""
     beir("set", CORPUS, QUERIES, QRELS)
     (tmp_path / "run.trec").write_text(RUN)
     return World(tmp_path)
@@ -67,13 +67,13 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# What is written
+# Output
 
 
 def test_a_run_by_hand(world):
     ran = world.start("run:depth=2", "--run=run.trec")
     assert world.warnings(ran) == [
-        "dev: beside 2 judged queries, 1 have no judgement: nothing is kept for them"
+        "dev: 1 of 3 queries have no judgement: no passages are selected for them"
     ]
     assert ran.stdout == (
         f"wrote {world.output}: 5 of 20 passages, 2 of them judged, and 2 judged queries\n"
@@ -91,7 +91,7 @@ def test_a_run_by_hand(world):
     assert manifest["inputs"]["corpus"] == readers.digest(world.root / "set" / "corpus.jsonl")
 
 
-def test_it_is_a_validation_set_with_the_same_queries(world):
+def test_a_sample_is_a_validation_set_with_the_same_queries(world):
     assert world.start("random:size=3").returncode == 0
     whole, sampled = (
         datasets.parse(f"dev:{folder}") for folder in (world.root / "set", world.output)
@@ -104,7 +104,7 @@ def test_it_is_a_validation_set_with_the_same_queries(world):
     assert len(texts) == 2 + 3
 
 
-def test_strategies_join_and_bm25_needs_no_run(world):
+def test_strategies_can_be_joined_and_bm25_needs_no_run(world):
     ran = world.start("bm25:depth=1+run:depth=1", "--run", "run.trec", "--run=run.trec")
     world.warnings(ran)
     assert world.ids() == ["d0", "d1", "d3", "d4", "d6", "d8"]
@@ -113,13 +113,13 @@ def test_strategies_join_and_bm25_needs_no_run(world):
     )
 
 
-def test_full_is_the_corpus_in_beirs_form(world):
+def test_full_is_the_corpus_in_beirs_format(world):
     ran = world.start("full")
     assert "20 of 20 passages" in ran.stdout
     assert world.ids() == list(CORPUS)
 
 
-def test_the_bytes_are_the_same_from_other_forms_and_orders_of_files(world):
+def test_formats_and_line_order_do_not_change_the_sample(world):
     tsv = "".join(f"{id_}\t{text}\n" for id_, text in CORPUS.items())
     (world.root / "c.tsv.gz").write_bytes(gzip.compress(tsv.encode()))
     shuffled = world.write("run2", "".join(f"{line}\n" for line in RUN.split("\n")[::-1]))
@@ -145,7 +145,7 @@ def test_token_ids_stay_token_ids(world):
     assert [(text.id, text.text) for text in texts[:2]] == [("d0", (0, 7)), ("d1", (1, 7))]
 
 
-# Again
+# A second start
 
 
 def test_a_second_start_does_nothing(world):
@@ -178,41 +178,41 @@ def test_another_sample_is_not_overwritten(world, strategy, flags, what):
     assert content(world.output) == before
 
 
-# What is warned of
+# Warnings
 
 
-def test_what_a_run_lacks_or_names_in_vain_is_said(world):
+def test_unusable_parts_of_a_run_are_warned_of(world):
     run = world.write("odd", "q d8 1\nq x1 2\nq x2 3\nother d5 1\n")
     ran = world.start("run:depth=9", f"--run={run}")
     assert world.warnings(ran)[1:] == [
         f"{run}: 1 of its queries are not judged and are left out",
-        f"{run}: of 2 judged queries 1 are not in it",
-        f"{run}: it ranks 3 passages of a query at most, fewer than run:depth=9",
-        f"{run}: of 3 passages 2 are not in the corpus and are left out",
+        f"{run}: 1 of 2 judged queries are not in it",
+        f"{run}: it ranks at most 3 passages per query, fewer than run:depth=9 selects",
+        f"{run}: 2 of 3 passages are not in the corpus and are left out",
     ]
     assert world.ids() == ["d0", "d1", "d8"]
 
 
-def test_judgements_without_text_or_passage_are_said(world):
+def test_judgements_without_text_or_passage_are_warned_of(world):
     path = world.root / "set" / "qrels" / "test.tsv"
     path.write_text(path.read_text() + "q\tx9\t1\ngone\td7\t1\n")
     ran = world.start("random:size=1")
     assert world.warnings(ran)[1:] == [
-        "dev: beside 2 judged queries, 1 of the qrels have no text and are left out",
-        "dev: of 3 judged documents 1 are not in the corpus; they count as never found",
+        "dev: 1 queries of the qrels have no text and are left out",
+        "dev: 1 of 3 judged documents are not in the corpus and count as never found",
     ]
     assert "x9" in (world.output / "qrels" / "test.tsv").read_text()
 
 
-def test_a_sample_larger_than_the_corpus_is_the_corpus(world):
+def test_a_random_part_larger_than_the_corpus_is_warned_of(world):
     ran = world.start("random:size=19")
     assert world.warnings(ran)[1:] == [
-        "dev: random:size=19, and only 18 passages are not judged: this is the whole corpus"
+        "dev: random:size=19 exceeds the 18 unjudged passages: all are in the sample"
     ]
     assert world.ids() == list(CORPUS)
 
 
-# What is refused
+# Errors
 
 
 def nothing(world):
@@ -289,7 +289,7 @@ def broken_line(world):
         (broken_line, {}, "corpus.jsonl:21: broken JSON"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(world, spoil, flags, said):
+def test_bad_input_exits_with_2_and_writes_nothing(world, spoil, flags, said):
     spoil(world)
     ran = world.start(flags.pop("strategy", "run:depth=2"), "--run=run.trec", **flags)
     assert said in world.refusal(ran)
@@ -300,7 +300,7 @@ def test_a_run_part_without_a_run_is_refused(world):
     assert line == "--strategy=run:depth=2 needs a run: add --run=PATH"
 
 
-def test_without_bm25s_it_says_what_to_install_before_anything_is_read(world):
+def test_a_missing_bm25s_is_named_before_anything_is_read(world):
     (world.root / "bm25s").mkdir()
     (world.root / "set" / "corpus.jsonl").write_text("broken")
     script = "import sys; sys.modules['bm25s'] = None; sys.argv[0] = 'sample'\n"
@@ -311,18 +311,17 @@ def test_without_bm25s_it_says_what_to_install_before_anything_is_read(world):
     assert world.refusal(ran) == "bm25 needs the package bm25s: pip install 'jaxval[sample]'"
 
 
-# The machine
+# Help and memory
 
 
 def test_help_is_grouped():
     command = [sys.executable, "-m", "jaxval.sample", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True)
     heads = [line for line in ran.stdout.splitlines() if line.endswith(":") and line[0] != " "]
-    own = ["What is sampled:", "How:", heads[2], "For dense:depth=N, which checkpoint ranks:"]
+    own = ["What is sampled:", "How:", "Output:", "Checkpoint of dense:depth=N:"]
     assert (ran.returncode, heads[:4]) == (0, own)
-    assert heads[2].startswith("Output, a new folder")
     assert "--patience" not in ran.stdout
-    assert ran.stdout.startswith("Writes a sampled corpus")
+    assert ran.stdout.startswith("Writes a sample of a corpus")
 
 
 class Bar:
@@ -359,11 +358,10 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, beir, strategy):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 3.5 * 2**20  # blocks of 1 MiB are read; the corpus has 10
+    assert peak < 3.5 * 2**20  # the corpus has 10 MiB, and blocks of 1 MiB are read
 
 
-def test_a_draw_is_spread_over_the_corpus(world):
-    """The ids that random takes are those of the smallest keyed hashes, by another way."""
+def test_random_draws_the_smallest_keyed_hashes(world):
     assert world.start("random:size=5", seed=3).returncode == 0
 
     def hashed(id_):
