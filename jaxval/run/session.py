@@ -1,4 +1,4 @@
-"""Validates checkpoint after checkpoint and commits the results to the ledger."""
+"""Validates checkpoint after checkpoint, until an end condition holds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import jax
 from etils import epath
 
-from jaxval.checkpoints.export import BestCheckpoints
 from jaxval.checkpoints.gaps import unseen
 from jaxval.checkpoints.prefetch import Prefetcher
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
 from jaxval.errors import CheckpointError, MismatchError, UnreadableError, UserError
-from jaxval.evaluation.plan import SetResult
 from jaxval.evaluation.prepare import Prepared, prepare
 from jaxval.evaluation.validate import compiling_ahead, load, validate
 from jaxval.records import (
@@ -31,11 +29,9 @@ from jaxval.records import (
 )
 from jaxval.results import console
 from jaxval.results.ledger import Ledger
-from jaxval.results.run_files import write_run
-from jaxval.results.trackers import MakeTrackers, TrackerGroup
-from jaxval.results.writing import signals_deferred, wait_for_room
-from jaxval.run.leaderboard import BestExports, Leaderboard
+from jaxval.results.trackers import MakeTrackers
 from jaxval.run.misfits import Misfits
+from jaxval.run.recorder import Recorder
 from jaxval.run.series import open_series
 from jaxval.run.summary import Tally, explain_no_checkpoint, print_summary
 
@@ -128,24 +124,14 @@ class Session:
     ):
         self.tally = Tally()
         self._watching = config.watching
-        self._output = output = config.output
         self._source = source
         self._plan = prepared.plan
-        self._screening = prepared.screening
         self._ledger = ledger
-        self._trackers = TrackerGroup(trackers)
+        self._recorder = Recorder(config.output, prepared, ledger, trackers, self.tally, sleep)
         self._progress = progress
         self._clock = clock
-        self._sleep = sleep
         self._prefetcher = Prefetcher(
             source.waiting, self._load, config.watching.host_checkpoints
-        )
-        self._leaderboard = Leaderboard(prepared.select_by, output.keep_best)
-        self._exports = BestExports(
-            self._leaderboard,
-            prepared.select_by.series,
-            BestCheckpoints(output.directory / "best"),
-            output.keep_best,
         )
         self._misfits = Misfits()
         self._known_steps: set[int] = set()
@@ -153,7 +139,7 @@ class Session:
         self._logged_location: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        """Continues from the ledger: ranks its validations and starts the trackers."""
+        """Continues from the ledger and starts to read ahead."""
         series = {judged.series for judged in self._plan.sets}
         past, failures = self._ledger.validations(), self._ledger.failures()
         rows: list[Validation | Failure] = [*past, *failures]
@@ -162,9 +148,7 @@ class Session:
             self._known_steps = {old.step for old in self._source.left_behind[:1]}
         self._any_checkpoint = bool(rows or self._source.left_behind)
         self._misfits.fitted = any(validation.series in series for validation in past)
-        ranked = [self._leaderboard.add(validation) for validation in past]
-        self._trackers.begin(ranked, failures)
-        self._exports.prune()
+        self._recorder.begin(past, failures)
         self._prefetcher.start()
         directory = self._watching.checkpoint_dir
         note = "" if epath.Path(directory).exists() else ", which does not exist yet"
@@ -202,7 +186,7 @@ class Session:
         """Stops reading ahead and ends the trackers. Called however the run ends."""
         self._prefetcher.stop()
         self.tally.retried = self._prefetcher.retried
-        self._trackers.end()
+        self._recorder.end()
 
     def _load(self, checkpoint: Checkpoint) -> Restored:
         return load(checkpoint, self._plan)
@@ -211,7 +195,7 @@ class Session:
         """Validates a checkpoint on the sets for which the ledger has no row of it."""
         if self._watching.order == "latest":
             self._skip_older(checkpoint)
-        open_series = self._open_series(checkpoint)
+        open_series = self._recorder.open_series(checkpoint)
         if not open_series:
             self.tally.known += 1
             self._source.done(checkpoint)
@@ -229,14 +213,9 @@ class Session:
             self._source.done(checkpoint)
             self._log_lag(self._clock() - start)
 
-    def _open_series(self, checkpoint: Checkpoint) -> set[str]:
-        """Returns the series in which the checkpoint has no row yet."""
-        digests = (judged.series for judged in self._plan.sets)
-        return {series for series in digests if not self._ledger.holds(checkpoint, series)}
-
     def _skip_older(self, checkpoint: Checkpoint) -> None:
         for older in self._source.waiting():
-            if older < checkpoint and self._open_series(older):
+            if older < checkpoint and self._recorder.open_series(older):
                 self._fail(older, "skipped", f"step {checkpoint.step} was newer")
 
     def _validate(self, checkpoint: Checkpoint, open_series: set[str]) -> None:
@@ -244,60 +223,9 @@ class Session:
         self._note_fit(restored)
         label = f"step {checkpoint.step}"
         for result in validate(label, restored, self._plan, open_series, self._progress):
-            wait_for_room(self._output.directory, self._export_size(restored), self._sleep)
-            with signals_deferred():
-                # A verdict on the sample closes the series of the whole corpus, which
-                # `validate` then leaves out.
-                open_series -= self._keep(checkpoint, result, restored)
-                self.tally.validated += not open_series
-
-    def _keep(self, checkpoint: Checkpoint, result: SetResult, restored: Restored) -> set[str]:
-        """Writes a result. Its files come first, so that a row never lacks them.
-
-        Returns:
-          The series in which the checkpoint now has a row.
-        """
-        validation = self._leaderboard.compared(result.validation(checkpoint))
-        screened = self._screen(validation)
-        self._write_run(checkpoint, result)
-        self._exports.export(validation, restored.params)
-        self._ledger.commit(validation, screened)
-        ranked = self._leaderboard.add(validation)
-        self._exports.prune()
-        self._trackers.record(ranked)
-        for failure in screened:
-            self._trackers.fail(failure)
-        self.tally.screened += len(screened)
-        return {validation.series, *(failure.series for failure in screened)}
-
-    def _screen(self, validation: Validation) -> list[Failure]:
-        """Returns the failure that screens the checkpoint out, or nothing."""
-        screening = self._screening
-        if screening is None or validation.series != screening.sample.series:
-            return []
-        if self._ledger.holds(validation.checkpoint, screening.whole.series):
-            return []
-        verdict = screening.verdict(validation, self._leaderboard.best(validation.series))
-        return [verdict] if verdict else []
-
-    def _write_run(self, checkpoint: Checkpoint, result: SetResult) -> None:
-        form = self._output.write_run
-        if form:
-            folder = self._output.directory / "runs" / result.eval_set.name
-            write_run(
-                folder / f"{checkpoint.name}.{form}",
-                form,
-                result.eval_set.query_ids,
-                result.hits,
-                result.corpus.ids,
-                tag=f"jaxval-{checkpoint.step}",
-            )
-
-    def _export_size(self, restored: Restored) -> int:
-        """Returns how many bytes an export takes, 0 if none is kept."""
-        if not self._output.keep_best:
-            return 0
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(restored.params))
+            # A verdict on the sample closes the series of the whole corpus, which `validate`
+            # then leaves out.
+            open_series -= self._recorder.add_result(checkpoint, result, restored)
 
     def _note_fit(self, restored: Restored) -> None:
         """Records the mismatches that were held back, now that a checkpoint fits."""
@@ -323,19 +251,9 @@ class Session:
         _LOG.error("%s; the next run will try it again", error)
 
     def _fail(self, checkpoint: Checkpoint, reason: str, message: str) -> None:
-        """Commits a failure in each series in which the checkpoint has no row."""
         unpinned = self._source.why_unpinned(checkpoint)
         message = f"{message} (it was not pinned: {unpinned})" if unpinned else message
-        failures = [
-            Failure(checkpoint, series, reason, message)
-            for series in self._open_series(checkpoint)
-        ]
-        wait_for_room(self._output.directory, 0, self._sleep)
-        with signals_deferred():
-            self._ledger.fail(failures)
-            self.tally.count(reason)
-            for failure in failures:
-                self._trackers.fail(failure)
+        self._recorder.add_failure(checkpoint, reason, message)
         self._source.done(checkpoint)
 
     def _record_gap(self) -> None:

@@ -41,8 +41,9 @@ def test_a_checkpoint_that_is_significantly_worse_is_screened_out(place, measure
     assert screening.failed(place) == [("dev", step, SCREENED) for step in (2, 4, 5)]
     assert "2 validated, 3 already in the ledger, 0 lost, 0 corrupt" in place.out
     assert "2 screened out\n" in place.out
-    assert "confirmed 2 of 5 checkpoints on dev; 3 screened out saved about " in place.out
-    assert f"estimated {measures[0]} of these on dev: step " in place.out
+    said = "confirmed 2 of 5 checkpoints on dev; 3 screened out, which saved about "
+    assert said in place.out
+    assert f"estimated {measures[0]} of screened-out checkpoints on dev: step " in place.out
     assert "screened: on small its " in place.out
     assert "best on dev: step 1," in place.out
     assert (place.output / "best" / "best").readlink().name.endswith("_1")
