@@ -44,7 +44,7 @@ def test_a_checkpoint_that_is_significantly_worse_is_screened_out(place, measure
     said = "confirmed 2 of 5 checkpoints on dev; 3 screened out, which saved about "
     assert said in place.out
     assert f"estimated {measures[0]} of screened-out checkpoints on dev: step " in place.out
-    assert "screened: on small its " in place.out
+    assert f"screened: {measures[0]} on small is " in place.out
     assert "best on dev: step 1," in place.out
     assert (place.output / "best" / "best").readlink().name.endswith("_1")
     assert {path.name for path in (place.output / "tensorboard").iterdir()} == {"small", "dev"}

@@ -337,10 +337,8 @@ def test_what_the_pin_limit_left_unpinned_says_so_when_it_is_lost(place):
     place.check(1)
     assert place.reasons() == dict.fromkeys((2, 3, 4), "vanished")
     for _, message in place.failures().values():
-        assert (
-            "(it was not pinned: 1 checkpoints are pinned already, which is the limit (`max_pins`)"
-            in message
-        )
+        assert "(it was not pinned: 1 checkpoints are pinned already, which is the" in message
+        assert "`max_pins`" in message
     assert "1 validated, 0 already in the ledger, 3 lost, 0 corrupt" in place.out
 
 
