@@ -1,12 +1,13 @@
-"""Time and memory as the corpus grows; the model is next to nothing.
+"""Measures how time and memory grow with the corpus, without the cost of a model.
 
     python -m benchmarks.scale [--small]
 
-Corpora of synthetic token ids, of MS MARCO's lengths, are stored, and then validated with an
-encoder of one table look-up and a sum, so that it is the pipeline that is measured: reading
-batches, sending them, fetching vectors, searching. Storing and validating run in a process of
-their own for each size. Memory is the process's own (anonymous) memory at its peak, sampled:
-pages of mapped files are the kernel's, which takes them back when it needs them.
+The corpora are random token ids, with the lengths of MS MARCO's passages. They are written to a
+token store and then validated with an encoder that only adds up rows of a table. So the
+benchmark measures the pipeline: reading batches, sending them to the device, fetching vectors,
+and searching. For each size, storing and validating run in separate processes. Memory is the
+peak of the process's anonymous memory, sampled every 20 ms. Pages of memory-mapped files do not
+count, because the kernel can take them back.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ QUERIES, DEPTH, DIM = 1_000, 100, 32
 VOCABULARY = 30_000
 BATCH_TOKENS = 65_536
 CHUNK_FLOATS = (1 << 25) // 768 * DIM
-"""As many passages a chunk as with vectors of BERT-base's width."""
+"""Makes a chunk as many passages as it is for vectors of BERT-base's width, 768."""
 
 
 class Memory:
-    """The peak of this process's anonymous memory while it is a context.
+    """A context manager that measures the peak of this process's anonymous memory.
 
     Attributes:
-      peak: in bytes.
+      peak: the peak so far, in bytes.
     """
 
     def __init__(self) -> None:
@@ -61,14 +62,14 @@ class Memory:
 
 
 def anonymous() -> int:
-    """Bytes of this process's memory that no file backs."""
+    """Returns the bytes of this process's memory that are not backed by a file."""
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("RssAnon")]
     return 1024 * int(line.split()[1])
 
 
 def texts(count: int, seed: int) -> Iterator[Any]:
-    """Passages of token ids, made as they are asked for."""
+    """Yields passages of random token ids."""
     import numpy as np
 
     from jaxval.records import Text
@@ -84,7 +85,7 @@ def texts(count: int, seed: int) -> Iterator[Any]:
 
 
 def tokenizer() -> Any:
-    """One that only puts special tokens around ids."""
+    """Returns a tokenizer that only adds special tokens to the ids."""
     import tokenizers
 
     from jaxval.corpus.tokenizer import Tokenizer
@@ -93,8 +94,8 @@ def tokenizer() -> Any:
     return Tokenizer(backend, (2,), (3,), 0, VOCABULARY, "synthetic")
 
 
-def stored(root: Path, count: int, seed: int) -> Any:
-    """A token store of that many texts."""
+def token_store(root: Path, count: int, seed: int) -> Any:
+    """Builds or opens a token store of `count` texts."""
     from jaxval.corpus.token_store import Recipe, open_or_build
 
     recipe = Recipe("{text}", "", 256)
@@ -110,7 +111,7 @@ def stored(root: Path, count: int, seed: int) -> Any:
 
 
 def plan(corpus: Any, queries: Any) -> Any:
-    """Returns an EvalPlan over these stores, whose encoder sums rows of a table."""
+    """Returns an EvalPlan for these stores. Its encoder adds up rows of a table."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -144,8 +145,8 @@ def plan(corpus: Any, queries: Any) -> Any:
     )
 
 
-def validated(made: Any) -> dict[str, float]:
-    """Seconds of a validation, by stage and in all."""
+def time_validation(eval_plan: Any) -> dict[str, float]:
+    """Runs a validation. Returns its seconds by stage and `in all`."""
     import numpy as np
 
     from jaxval.checkpoints.restore import Restored
@@ -154,16 +155,16 @@ def validated(made: Any) -> dict[str, float]:
     table = np.random.default_rng(0).standard_normal((VOCABULARY, DIM), np.float32)
     start = time.perf_counter()
     restored = Restored({"table": table}, "params")
-    (result,) = validate("step 1", restored, made, ["synthetic"], Silent)
+    (result,) = validate("step 1", restored, eval_plan, ["synthetic"], Silent)
     seconds = time.perf_counter() - start
     return {"in all": seconds, **result.seconds}
 
 
 def store(root: Path, count: int) -> dict[str, Any]:
-    """Tokens to disk, in this process."""
+    """Writes a token store in this process. Returns its time, memory and padding."""
     with Memory() as memory:
         start = time.perf_counter()
-        corpus = stored(root, count, seed=1)
+        corpus = token_store(root, count, seed=1)
         seconds = time.perf_counter() - start
     return {
         "passages": count,
@@ -175,12 +176,12 @@ def store(root: Path, count: int) -> dict[str, Any]:
 
 
 def validate_all(root: Path, count: int) -> dict[str, Any]:
-    """Validations over the store, in this process: one to compile, and one that counts."""
+    """Validates twice in this process, and measures the second, which does not compile."""
     devices.apply("cpu", root / "compiled")
-    made = plan(stored(root, count, seed=1), stored(root, QUERIES, seed=2))
-    validated(made)
+    eval_plan = plan(token_store(root, count, seed=1), token_store(root, QUERIES, seed=2))
+    time_validation(eval_plan)
     with Memory() as memory:
-        stages = validated(made)
+        stages = time_validation(eval_plan)
     rate = count / (stages["passages"] + stages["search"])
     return {"seconds": stages, "peak_bytes": memory.peak, "passages_a_second": rate}
 
@@ -189,7 +190,7 @@ PARTS = {"store": store, "validate": validate_all}
 
 
 def measure(size: int) -> dict[str, Any]:
-    """One size, each part in a process of its own."""
+    """Measures one size, each part in a separate process."""
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as root:
         for part in PARTS:
@@ -208,27 +209,31 @@ def measure(size: int) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]]) -> str:
-    headers = ["passages", "stored in s", "MiB", "validated in s", "us a passage"]
+    """Returns a table with one row per size."""
+    headers = ["passages", "storing, s", "MiB", "validating, s", "µs/passage"]
     headers += ["passages/s", "MiB", "padding"]
     rows = [
         [
-            f"{each['passages']:,}",
-            f"{each['store_seconds']:.1f}",
-            f"{each['store_peak_bytes'] / 2**20:.0f}",
-            f"{each['seconds']['in all']:.2f}",
-            f"{1e6 * each['seconds']['in all'] / each['passages']:.1f}",
-            f"{each['passages_a_second']:,.0f}",
-            f"{each['peak_bytes'] / 2**20:.0f}",
-            f"{100 * each['padding']:.1f}%",
+            f"{size['passages']:,}",
+            f"{size['store_seconds']:.1f}",
+            f"{size['store_peak_bytes'] / 2**20:.0f}",
+            f"{size['seconds']['in all']:.2f}",
+            f"{1e6 * size['seconds']['in all'] / size['passages']:.1f}",
+            f"{size['passages_a_second']:,.0f}",
+            f"{size['peak_bytes'] / 2**20:.0f}",
+            f"{100 * size['padding']:.1f}%",
         ]
-        for each in results
+        for size in results
     ]
     return report.table(headers, rows)
 
 
 def main() -> int:
+    """Runs the benchmark, or one part of it in a child process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--small", action="store_true", help="see whether it runs")
+    parser.add_argument(
+        "--small", action="store_true", help="only the two smaller sizes; writes no result"
+    )
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
