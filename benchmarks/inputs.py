@@ -55,4 +55,4 @@ class Silent:
         pass
 
     def update(self, n: int) -> None:
-        pass
+        """Does nothing."""
