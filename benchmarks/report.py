@@ -1,4 +1,4 @@
-"""How a benchmark reports: tables for the reader, JSON files for the record."""
+"""Output of the benchmarks: printed tables, and JSON files in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ print(json.dumps({"python": platform.python_version(), **versions}))
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Where and when this runs.
+    """Returns a description of the machine, the date, and versions of packages.
 
     Args:
-      packages: whose versions are told besides those of jax and jaxlib, e.g. "torch".
+      packages: packages to list in addition to jax and jaxlib, e.g. "torch".
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -40,13 +40,20 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def versions(*packages: str, python: str = sys.executable) -> dict[str, str]:
-    """Versions of an interpreter and of packages; ends the process if one is not installed."""
+    """Returns the versions of an interpreter and of its packages.
+
+    Ends the process with a message if a package is not installed.
+
+    Args:
+      packages: names of the packages.
+      python: path of the interpreter.
+    """
     command = [python, "-c", _VERSIONS, *packages]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{python}: {done.stderr.splitlines()[-1]}")
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    numbers: dict[str, str] = json.loads(done.stdout)
+    return numbers
 
 
 def _cpu() -> str:
@@ -60,17 +67,17 @@ def _gpu() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return ", ".join(found.stdout.split("\n")).strip(", ") or None
+    listed = subprocess.run(command, capture_output=True, text=True)
+    return ", ".join(listed.stdout.split("\n")).strip(", ") or None
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one, or the mean of the two in the middle."""
+    """Returns the median."""
     return statistics.median(values)
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """The median, and if there are several all values: `2.0 (1.9 2.0 2.4)`."""
+    """Returns the median, and all values if there are several: `2.0 (1.9 2.0 2.4)`."""
     middle = f"{median(values):,.{digits}f}"
     if len(values) == 1:
         return middle
@@ -78,7 +85,7 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain text in aligned columns, the first to the left and the others to the right."""
+    """Returns a table as plain text. The first column is aligned left, the others right."""
     lines = [headers, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_align(line, widths) for line in lines)
@@ -91,12 +98,17 @@ def _align(line: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def write(name: str, result: Mapping[str, Any], *packages: str) -> Path:
-    """Writes the result, with the machine, to results/<name>.json, and prints where.
+    """Writes a result to results/<name>.json, with a description of the machine.
+
+    Prints the path.
 
     Args:
-      name: the benchmark's.
-      result: anything that JSON can hold.
-      packages: as in `machine`.
+      name: name of the benchmark.
+      result: the result, of types that JSON can hold.
+      packages: packages whose versions are recorded, as in `machine`.
+
+    Returns:
+      The path of the file.
     """
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)

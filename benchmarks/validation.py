@@ -1,16 +1,17 @@
-"""One checkpoint to its measures: jaxval against asyncval (Zhuang & Zuccon, SIGIR 2022).
+"""Compares the time of a validation in jaxval and asyncval (Zhuang & Zuccon, SIGIR 2022).
 
     python -m benchmarks.validation --data=DIR --peer_python=PATH [--repeats=3] [--small]
 
-Both are started as their users start them, on the same CPU, and find three checkpoints that
-wait: all-MiniLM-L6-v2, in float32, each in the form that they read. A result is out when its
-line is in the file that each writes, and both files are watched in the same way.
+Both tools are started from their command lines on the same CPU, with three checkpoints waiting:
+all-MiniLM-L6-v2 in float32, in the format that each tool reads. A result is complete when its
+line appears in the file that the tool writes. Both files are polled in the same way.
 
-- `cold`: from the start of the process, with no token, compilation or cache of an earlier
-  one, to the first result. For asyncval, tokenizing stands before: a script of the user's.
-- `later`: from one result to the next, in the same process.
+- `cold`: seconds from the start of the process to the first result, without tokens, programs or
+  caches from an earlier run. For asyncval it includes tokenizing, which its users do with a
+  separate script.
+- `later`: seconds from one result to the next in the same process.
 
-Ends with status 1 if their measures are not equal.
+Exits with 1 if the measures of the two tools differ.
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ CHECKPOINTS = 3
 DEPTH = 100
 PASSAGE_LEN, QUERY_LEN = 256, 32
 PEER_BATCH = 8
-"""Texts a batch: asyncval's default, and of 1 to 128 the fastest on two cores of a Xeon."""
+"""Texts per batch: asyncval's default, and the fastest of 1 to 128 on two cores of a Xeon."""
 POLL = 0.02
-OFFLINE = {"HF_HUB_OFFLINE": "1"}  # nobody waits for a hub
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # so that network requests are not measured
 
 NOTES = f"""\
-float32; passages are cut at {PASSAGE_LEN} tokens, queries at {QUERY_LEN}; depth {DEPTH}.
-asyncval pads every text to these lengths (padding='max_length', which no flag changes);
-jaxval batches texts of like length. asyncval's batches: {PEER_BATCH} texts, its default and
-the fastest of those tried. asyncval's run files are off; jaxval's significance tests are on."""
+float32; passages are truncated to {PASSAGE_LEN} tokens, queries to {QUERY_LEN}; depth {DEPTH}.
+asyncval pads every text to these lengths (padding='max_length', which no flag changes); jaxval
+batches texts of similar length. asyncval uses {PEER_BATCH} texts per batch, its default and the
+fastest of those tried. asyncval writes no run files; jaxval runs its significance tests."""
 
 
 @dataclass(frozen=True)
 class World:
-    """What both sides are given.
+    """Inputs of both tools.
 
     Attributes:
-      root: a folder with data/, orbax/ and huggingface/, the latter two of checkpoints.
-      model: the folder of the model, with its tokenizer.
-      peer_python: the interpreter that has asyncval.
+      root: folder with the validation set in data/, and checkpoints in orbax/ and huggingface/.
+      model: folder of the model and its tokenizer.
+      peer_python: interpreter that has asyncval.
     """
 
     root: Path
@@ -68,13 +69,13 @@ class World:
 
 @dataclass(frozen=True)
 class Run:
-    """One process, or the tokenizing and the process.
+    """One run of a tool over all checkpoints.
 
     Attributes:
-      cold: seconds to the first result, those of tokenizing included.
-      later: seconds to each of the others.
-      measures: of each checkpoint.
-      tokenizing: seconds before the process, in a script of the user's.
+      cold: seconds to the first result, including `tokenizing`.
+      later: seconds from each result to the next.
+      measures: measure -> value, for each checkpoint.
+      tokenizing: seconds that tokenizing took before the process started; 0 for jaxval.
     """
 
     cold: float
@@ -84,7 +85,16 @@ class Run:
 
 
 def build(world: World, data: Path, passages: int, queries: int) -> None:
-    """Fills the world's folder: the first passages and queries, and equal checkpoints."""
+    """Writes the validation set and the checkpoints to the world's folder.
+
+    All checkpoints have the same parameters.
+
+    Args:
+      world: the inputs.
+      data: BEIR folder of the collection.
+      passages: number of passages to take from the collection.
+      queries: number of queries to take from the collection.
+    """
     take(data, world.root / "data", passages, queries)
     convert = ["-m", "jaxval.convert", f"--model={world.model}"]
     target = world.root / "orbax"
@@ -93,25 +103,25 @@ def build(world: World, data: Path, passages: int, queries: int) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(world.model / name, world.root / "huggingface/0" / name)
     for step in range(1, CHECKPOINTS):
-        for form in ("orbax", "huggingface"):
-            shutil.copytree(world.root / form / "0", world.root / form / str(step))
+        for kind in ("orbax", "huggingface"):
+            shutil.copytree(world.root / kind / "0", world.root / kind / str(step))
 
 
 def take(data: Path, target: Path, passages: int, queries: int) -> None:
-    """Copies the first passages and queries of a BEIR folder; the judgements as TREC's."""
+    """Copies the first passages and queries of a BEIR folder, with qrels in TREC format."""
     (target / "qrels").mkdir(parents=True)
     corpus = _lines(data / "corpus.jsonl")[:passages]
-    asked = _lines(data / "queries.jsonl")[:queries]
+    query_lines = _lines(data / "queries.jsonl")[:queries]
     judged = [row.split("\t") for row in _lines(data / "qrels/test.tsv")]
-    ids = {json.loads(line)["_id"] for line in asked}
+    ids = {json.loads(line)["_id"] for line in query_lines}
     qrels = [f"{query}\t0\t{doc}\t{grade}" for query, doc, grade in judged if query in ids]
     _write_lines(target / "corpus.jsonl", corpus)
-    _write_lines(target / "queries.jsonl", asked)
+    _write_lines(target / "queries.jsonl", query_lines)
     _write_lines(target / "qrels/test.tsv", qrels)
 
 
 def run_jaxval(world: World, output: Path) -> Run:
-    """jaxval over all checkpoints, from an empty output directory."""
+    """Runs jaxval over all checkpoints, with an empty output directory."""
     options = {
         "checkpoint_dir": world.root / "orbax",
         "output_dir": output,
@@ -129,7 +139,7 @@ def run_jaxval(world: World, output: Path) -> Run:
 
 
 def run_asyncval(world: World, output: Path) -> Run:
-    """asyncval over all checkpoints; the texts are tokenized first."""
+    """Tokenizes the texts, then runs asyncval over all checkpoints."""
     start = time.perf_counter()
     _tokenize(world, "corpus.jsonl", output / "corpus/split00.json", PASSAGE_LEN)
     _tokenize(world, "queries.jsonl", output / "queries.json", QUERY_LEN)
@@ -174,21 +184,28 @@ def _run(command: Sequence[str], output: Path, tokenizing: float = 0.0) -> Run:
     )
 
 
-def _measures(found: dict[str, float]) -> dict[str, float]:
-    """By their names; asyncval puts `query set 0: ` before."""
-    by_name = {key.rpartition(": ")[2]: value for key, value in found.items()}
+def _measures(values: dict[str, float]) -> dict[str, float]:
+    """Returns the measures by their names, without asyncval's prefix `query set 0: `."""
+    by_name = {key.rpartition(": ")[2]: value for key, value in values.items()}
     return {name: by_name[name] for name in MEASURES}
 
 
 def follow(
     command: Sequence[str], results: Path, log: Path
 ) -> list[tuple[float, dict[str, Any]]]:
-    """Runs a command to its end.
+    """Runs a command, and waits until it has ended and written all results.
+
+    Ends this process with a message if the command fails.
+
+    Args:
+      command: the command.
+      results: file to which the command writes one line of JSON per checkpoint.
+      log: file for the output of the command.
 
     Returns:
-      Each line of `results`, with the seconds from the command's start to its appearance.
+      (seconds from the start of the command until the line appeared, record) of each line.
     """
-    found: list[tuple[float, dict[str, Any]]] = []
+    records: list[tuple[float, dict[str, Any]]] = []
     ended = False
     with log.open("wb") as file:
         start = time.perf_counter()
@@ -196,22 +213,26 @@ def follow(
             command, cwd=ROOT, env=os.environ | OFFLINE, stdout=file, stderr=subprocess.STDOUT
         )
         try:
-            while len(found) < CHECKPOINTS and not ended:
+            while len(records) < CHECKPOINTS and not ended:
                 time.sleep(POLL)
-                ended = process.poll() is not None  # before the last look
+                ended = (
+                    process.poll() is not None
+                )  # before the file is read, so that no line is missed
                 lines = _lines(results) if results.exists() else []
                 now = time.perf_counter() - start
-                found += [(now, json.loads(line)) for line in lines[len(found) :]]
+                records += [(now, json.loads(line)) for line in lines[len(records) :]]
             status = process.wait()
         finally:
             process.kill()
-    if status or len(found) < CHECKPOINTS:
-        sys.exit(f"status {status}, {len(found)} results: {command}\n{log.read_text()[-3000:]}")
-    return found
+    if status or len(records) < CHECKPOINTS:
+        sys.exit(
+            f"status {status}, {len(records)} results: {command}\n{log.read_text()[-3000:]}"
+        )
+    return records
 
 
 def _lines(path: Path) -> list[str]:
-    """The complete ones. A text may hold other separators than this, so not splitlines."""
+    """Returns the complete lines. Texts may contain separators that splitlines splits at."""
     return path.read_text().split("\n")[:-1]
 
 
@@ -232,29 +253,29 @@ SIDES: dict[str, Callable[[World, Path], Run]] = {
 
 
 def measure(world: World, repeats: int) -> dict[str, list[Run]]:
-    """The runs of each side, one after the other by turns."""
+    """Runs both tools in turn, and returns the runs of each."""
     runs: dict[str, list[Run]] = {side: [] for side in SIDES}
     for repeat in range(repeats):
         for side, run in SIDES.items():
             output = world.root / f"{side}-{repeat}"
             output.mkdir()
             runs[side].append(run(world, output))
-            done = runs[side][-1]
-            later = " ".join(f"{seconds:.1f}" for seconds in done.later)
-            print(f"{side}: cold {done.cold:.1f} s, later {later} s", flush=True)
+            last = runs[side][-1]
+            later = " ".join(f"{seconds:.1f}" for seconds in last.later)
+            print(f"{side}: cold {last.cold:.1f} s, later {later} s", flush=True)
     return runs
 
 
 def summarize(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """All values, the ratios of their medians, and by how much the measures differ."""
-    cold = {side: [run.cold for run in each] for side, each in runs.items()}
-    later = {side: [s for run in each for s in run.later] for side, each in runs.items()}
+    """Returns all times, the ratios of medians, and the largest difference of measures."""
+    cold = {side: [run.cold for run in of_side] for side, of_side in runs.items()}
+    later = {side: [s for run in of_side for s in run.later] for side, of_side in runs.items()}
     return {
         "cold_seconds": cold,
         "later_seconds": later,
         "tokenizing_seconds": {"asyncval": [run.tokenizing for run in runs["asyncval"]]},
         "ratio": {"cold": _ratio(cold), "later": _ratio(later)},
-        "measures": {side: each[0].measures[0] for side, each in runs.items()},
+        "measures": {side: of_side[0].measures[0] for side, of_side in runs.items()},
         "largest_difference": _largest_difference(runs),
     }
 
@@ -264,12 +285,12 @@ def _ratio(seconds: dict[str, list[float]]) -> float:
 
 
 def _largest_difference(runs: dict[str, list[Run]]) -> float:
-    found = [measures for each in runs.values() for run in each for measures in run.measures]
-    return max(abs(one[name] - found[0][name]) for one in found for name in MEASURES)
+    every = [values for of_side in runs.values() for run in of_side for values in run.measures]
+    return max(abs(values[name] - every[0][name]) for values in every for name in MEASURES)
 
 
 def show(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Returns the result as a table."""
     rows = [
         [
             f"{name}, s",
@@ -279,7 +300,7 @@ def show(result: dict[str, Any]) -> str:
         for name in ("cold", "later")
     ]
     tokenizing = report.spread(result["tokenizing_seconds"]["asyncval"])
-    rows.insert(1, ["  tokenizing before", "", tokenizing, ""])
+    rows.insert(1, ["  of it tokenizing, s", "", tokenizing, ""])
     for name in MEASURES:
         values = (f"{result['measures'][side][name]:.4f}" for side in SIDES)
         rows.append([name, *values, ""])
@@ -287,18 +308,24 @@ def show(result: dict[str, Any]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser("benchmarks.validation", description=__doc__)
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     inputs.add_data(parser)
-    parser.add_argument("--peer_python", default=sys.executable, help="that has asyncval")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="200 passages, once; no record")
+    parser.add_argument(
+        "--peer_python",
+        default=sys.executable,
+        help="interpreter that has asyncval (default: this one)",
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of timed runs")
+    parser.add_argument(
+        "--small", action="store_true", help="one run with 200 passages; writes no result"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
-    """Measures, prints, records, and compares the measures of both sides."""
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # or nothing would be cold
+    """Runs the benchmark. Returns 1 if the measures of the two tools differ."""
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that a cold run compiles
     chosen = arguments()
     passages, queries, repeats = (200, 100, 1) if chosen.small else (2067, 1000, chosen.repeats)
     peer = report.versions("asyncval", "torch", "transformers", python=chosen.peer_python)
@@ -322,5 +349,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the child, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `follow` then ends the child
     sys.exit(main())

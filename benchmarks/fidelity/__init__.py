@@ -1,0 +1,1 @@
+"""A study of samples: which ones rank checkpoints as the whole corpus does."""

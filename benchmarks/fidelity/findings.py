@@ -1,4 +1,4 @@
-"""The tables of README.md, from fidelity.json and confirm.json.
+"""Prints the tables of README.md, from fidelity.json and confirm.json.
 
 python -m benchmarks.fidelity.findings
 """
@@ -16,17 +16,31 @@ HERE = Path(__file__).parent
 BEST = (2, 3)
 
 Known = dict[int, tuple[float, float]]
-"""Number of a checkpoint -> its values on the sample and on the whole corpus."""
+"""Index of a confirmed checkpoint -> its values on the sample and on the whole corpus."""
 
 
 def strategies(report: dict[str, Any], name: str) -> Iterator[str]:
-    """A row a strategy: cost, order, regret of its best k, and how far off its values are."""
+    """Yields a table with one row per strategy: cost, agreement, regret and optimism.
+
+    Args:
+      report: content of fidelity.json.
+      name: name of the measure.
+    """
     whole = np.array(report["strategies"][0]["means"][name])
-    heads = ("passages", "tokens", "time", "tau-b", "rho", "picks", "regret", "of its best 2")
-    yield _line([name, *heads, "3", "optimism"])
-    yield "|--|" + "--|" * (len(heads) + 2)
+    heads = (
+        "passages",
+        "tokens",
+        "time",
+        "tau-b",
+        "rho",
+        "best step",
+        "regret",
+        "regret of best 2",
+    )
+    yield _line([name, *heads])
+    yield "|--|" + "--|" * len(heads)
     for row in report["strategies"]:
-        part, found = np.array(row["means"][name]), row["agreement"][name]
+        part, agreement = np.array(row["means"][name]), row["agreement"][name]
         order = np.argsort(-part, kind="stable")
         yield _line(
             [
@@ -34,18 +48,18 @@ def strategies(report: dict[str, Any], name: str) -> Iterator[str]:
                 f"{row['passages']:,}",
                 f"{row['share_of_tokens']:.1%}",
                 f"{row['share_of_time']:.1%}",
-                _interval(found["tau"], 2),
-                f"{found['rho']['value']:.2f}",
-                str(report["steps"][found["best"]]),
-                _interval(found["regret"], 4),
+                _interval(agreement["tau"], 2),
+                f"{agreement['rho']['value']:.2f}",
+                str(report["steps"][agreement["best"]]),
+                _interval(agreement["regret"], 4),
                 *(f"{whole.max() - whole[order[:k]].max():.4f}" for k in BEST),
-                f"{found['optimism']['value']:+.4f}",
+                f"{agreement['optimism']['value']:+.4f}",
             ]
         )
 
 
 def checkpoints(report: dict[str, Any]) -> Iterator[str]:
-    """The values on the whole corpus."""
+    """Yields a table of the values on the whole corpus."""
     names = report["measures"]
     yield _line(["step", *map(str, report["steps"])])
     yield "|--|" + "--|" * len(report["steps"])
@@ -55,66 +69,94 @@ def checkpoints(report: dict[str, Any]) -> Iterator[str]:
 
 
 def uncorrected(known: Known, number: int, sampled: float) -> float:
+    """Returns the value on the sample."""
     return sampled
 
 
 def by_the_nearest(known: Known, number: int, sampled: float) -> float:
-    """What --confirm=best prints: less what the nearest one that is known is too high."""
+    """Subtracts the excess of the nearest confirmed checkpoint, as --confirm=best does."""
     nearest = min(known, key=lambda other: (abs(other - number), other))
     part, whole = known[nearest]
     return sampled - (part - whole)
 
 
 def by_the_mean(known: Known, number: int, sampled: float) -> float:
+    """Subtracts the mean excess of the confirmed checkpoints."""
     part, whole = np.array(list(known.values())).T
     return sampled - float((part - whole).mean())
 
 
 def by_a_line(known: Known, number: int, sampled: float) -> float:
-    """Least squares over all that are known."""
+    """Predicts the value from a line fitted to the confirmed checkpoints by least squares."""
     slope, start = np.polyfit(*np.array(list(known.values())).T, 1)
     return float(start + slope * sampled)
 
 
 RULES: dict[str, Callable[[Known, int, float], float]] = {
     "uncorrected": uncorrected,
-    "by the nearest": by_the_nearest,
-    "by the mean": by_the_mean,
-    "by a line": by_a_line,
+    "nearest": by_the_nearest,
+    "mean": by_the_mean,
+    "line": by_a_line,
 }
+"""Name of a rule -> the rule. Its arguments are the confirmed checkpoints, the index of another
+one, and the value of that one on the sample; it estimates the value on the whole corpus."""
 
 
 def errors(whole: np.ndarray, part: np.ndarray, known: Sequence[int], rule: Any) -> np.ndarray:
-    """Estimated minus true of every checkpoint that is not put to the whole corpus."""
-    pairs = {each: (part[each], whole[each]) for each in known}
+    """Returns estimated minus true values of the checkpoints that are not confirmed.
+
+    Args:
+      whole: values on the whole corpus, [checkpoints].
+      part: values on the sample, [checkpoints].
+      known: indices of the confirmed checkpoints.
+      rule: one of RULES.
+    """
+    pairs = {number: (part[number], whole[number]) for number in known}
     others = [number for number in range(len(whole)) if number not in pairs]
-    return np.array([rule(pairs, each, part[each]) - whole[each] for each in others])
+    return np.array([rule(pairs, number, part[number]) - whole[number] for number in others])
 
 
 def corrections(report: dict[str, Any], chosen: dict[str, Any], name: str) -> Iterator[str]:
-    """A row a strategy: by each rule, the mean and the largest absolute error."""
+    """Yields a table with one row per strategy: mean and largest absolute error of each rule.
+
+    Args:
+      report: content of fidelity.json.
+      chosen: content of confirm.json.
+      name: name of the measure.
+    """
     whole, steps = np.array(report["strategies"][0]["means"][name]), report["steps"]
     out = {steps.index(step) for step in chosen["screened"]["newest"]}
     plans = {
-        "every fourth known": list(range(0, len(steps), 4)),
-        "all known but those screened out": [n for n in range(len(steps)) if n not in out],
+        "every fourth confirmed": list(range(0, len(steps), 4)),
+        "all but screened-out confirmed": [n for n in range(len(steps)) if n not in out],
     }
     yield _line([name, *(f"{plan}: {rule}" for plan in plans for rule in RULES)])
     yield "|--|" + "--|" * (len(plans) * len(RULES))
     for row in report["strategies"][1:]:
         part = np.array(row["means"][name])
-        found = [
+        absolute = [
             np.abs(errors(whole, part, known, rule))
             for known in plans.values()
             for rule in RULES.values()
         ]
-        cells = [f"{each.mean():.4f} / {each.max():.4f}" for each in found]
+        cells = [f"{values.mean():.4f} / {values.max():.4f}" for values in absolute]
         yield _line([f"`{row['strategy']}`", *cells])
 
 
 def confirmed(report: dict[str, Any]) -> Iterator[str]:
-    """A row a checkpoint: what --confirm=best goes by, and whom it screens out."""
-    heads = ["sample", "95%", "best so far", "p", "whole", "screened out with --order="]
+    """Yields a table with one row per checkpoint: the input and the decision of --confirm=best.
+
+    Args:
+      report: content of confirm.json.
+    """
+    heads = [
+        "sample",
+        "95% interval",
+        "best so far",
+        "p",
+        "whole",
+        "screened out with --order=",
+    ]
     yield _line([f"step, {report['measure']}", *heads])
     yield "|--|" + "--|" * len(heads)
     for row in report["rows"]:
@@ -127,7 +169,9 @@ def confirmed(report: dict[str, Any]) -> Iterator[str]:
                 "" if row["against"] is None else str(row["against"]),
                 "" if p_value is None else f"{p_value:.3f}",
                 f"{row['whole']:.4f}",
-                ", ".join(o for o, steps in report["screened"].items() if row["step"] in steps),
+                ", ".join(
+                    order for order, steps in report["screened"].items() if row["step"] in steps
+                ),
             ]
         )
 
@@ -142,6 +186,7 @@ def _interval(estimate: dict[str, float], digits: int) -> str:
 
 
 def main() -> None:
+    """Prints all tables."""
     report, chosen = (
         json.loads((HERE / f"{name}.json").read_text()) for name in ("fidelity", "confirm")
     )

@@ -1,11 +1,11 @@
-"""Which sample ranks the checkpoints of a real training run as the whole corpus does?
+"""Studies which samples rank the checkpoints of a real training as the whole corpus does.
 
 python -m benchmarks.fidelity.study --data=DIR --work=DIR
 
-Builds the task, trains, writes the two runs to sample by, has jaxval.fidelity compare, and
-asks what --confirm=best does with one of the samples. Puts fidelity.json, .png and .svg and
-confirm.json beside this file. What is in --work already is not made again: another size needs
-another folder.
+Builds the task, trains, writes the two runs that samples are drawn from, compares the samples
+with jaxval.fidelity, and computes which checkpoints --confirm=best would screen out. Writes
+confirm.json and fidelity.json, .png and .svg to the folder of this file. Steps whose output is
+in --work already are not repeated, so use another folder for another size.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ STRATEGIES = (
 )
 
 SCREEN_BY = "run:depth=10"
-"""Of both runs: the sample that --confirm=best is tried on."""
+"""Strategy of the sample that --confirm=best is tried on. It pools both runs."""
 
 
 def write_bm25_run(folder: Path, path: Path) -> None:
-    """BM25's first hundred of each query, as a user has them of another program."""
+    """Writes BM25's ranking in TREC format, as if another program had made it."""
     files = parse(f"study:{folder}")
     ranked = bm25.rank(readers.read_texts(files.corpus), load_queries(files).texts, max(DEPTHS))
     lines = (
@@ -59,7 +59,7 @@ def write_bm25_run(folder: Path, path: Path) -> None:
 
 
 def write_dense_run(work: Path, step: int, path: Path) -> None:
-    """What jaxval.main --write_run writes of one early checkpoint."""
+    """Writes the ranking of one early checkpoint, with jaxval.main --write_run=trec."""
     early = work / "early"
     shutil.copytree(work / "checkpoints" / str(step), early / "checkpoints" / str(step))
     (early / "checkpoints" / "train_complete").touch()
@@ -72,6 +72,14 @@ def write_dense_run(work: Path, step: int, path: Path) -> None:
 
 
 def flags(work: Path, checkpoints: Path, output: Path, part: str = "set") -> list[str]:
+    """Returns flags of an app.
+
+    Args:
+      work: folder of the study.
+      checkpoints: folder of the checkpoints.
+      output: output folder.
+      part: folder of the validation set, within `work`.
+    """
     return [
         f"--checkpoint_dir={checkpoints}",
         f"--dataset=study:{work / part}",
@@ -84,7 +92,8 @@ def flags(work: Path, checkpoints: Path, output: Path, part: str = "set") -> lis
     ]
 
 
-def hold_against(work: Path, runs: list[str]) -> None:
+def compare_strategies(work: Path, runs: list[str]) -> None:
+    """Compares all strategies with jaxval.fidelity."""
     start(
         "jaxval.fidelity",
         *flags(work, work / "checkpoints", work / "out"),
@@ -94,7 +103,7 @@ def hold_against(work: Path, runs: list[str]) -> None:
 
 
 def screen(work: Path, runs: list[str]) -> None:
-    """As a user does who has the sample alone: every checkpoint, in the order it was saved."""
+    """Writes the sample SCREEN_BY, and validates every checkpoint on it in order of steps."""
     sampled = f"--output_dir={work / 'sample'}"
     start(
         *("jaxval.sample", f"--dataset=study:{work / 'set'}"),
@@ -104,8 +113,19 @@ def screen(work: Path, runs: list[str]) -> None:
 
 
 def confirm(work: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Whom --confirm=best screens out: its own rule, on the app's own values of the sample, in
-    the order of the training and from the newest back. The whole's values are fidelity's."""
+    """Applies the rule of --confirm=best to the values on the sample.
+
+    The values on the sample come from the ledger of `screen`, those on the whole corpus from
+    the report.
+
+    Args:
+      work: folder of the study.
+      report: content of fidelity.json.
+
+    Returns:
+      The content of confirm.json: one row per checkpoint, and the steps that are screened out
+      with --order=all and with --order=newest.
+    """
     with contextlib.closing(Ledger(work / "screened" / "ledger.sqlite")) as ledger:
         sampled = ledger.validations()
     name = report["measures"][0]
@@ -114,21 +134,23 @@ def confirm(work: Path, report: dict[str, Any]) -> dict[str, Any]:
     return {
         "strategy": SCREEN_BY,
         "measure": name,
-        "rows": [_row(each, name, whole) for each in sampled],
+        "rows": [_row(validation, name, whole) for validation in sampled],
         "screened": {order: _screened(rows, name) for order, rows in orders.items()},
     }
 
 
 def _screened(sampled: Sequence[Validation], name: str) -> list[int]:
+    """Returns the steps that are screened out if validations arrive in this order."""
     by = SelectBy("study", sampled[0].series, name)
     rule = Screening(by, replace(by, series="whole"))
     best, out = None, []
-    for each in sampled:
-        found = compare(each.per_query, best.per_query if best else None)
-        judged = replace(each, standing=Standing(found.intervals, None, found.p_values))
-        if rule.verdict(judged, best):
-            out.append(each.checkpoint.step)
-        best = judged if best is None or by.worth(judged) > by.worth(best) else best
+    for validation in sampled:
+        comparison = compare(validation.per_query, best.per_query if best else None)
+        standing = Standing(comparison.intervals, None, comparison.p_values)
+        candidate = replace(validation, standing=standing)
+        if rule.verdict(candidate, best):
+            out.append(candidate.checkpoint.step)
+        best = candidate if best is None or by.worth(candidate) > by.worth(best) else best
     return out
 
 
@@ -146,10 +168,12 @@ def _row(sampled: Validation, name: str, whole: dict[int, float]) -> dict[str, A
 
 
 def start(module: str, *arguments: str) -> None:
+    """Runs a module with this Python, and fails if it fails."""
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
 def train(work: Path, steps: int, save_every: int) -> None:
+    """Trains, and saves a checkpoint every `save_every` steps."""
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     start(
         "benchmarks.fidelity.train",
@@ -162,14 +186,19 @@ def train(work: Path, steps: int, save_every: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs the steps of the study that have no output yet, and copies the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_data(parser)
-    parser.add_argument("--work", type=Path, required=True, help="a folder for what is made")
-    parser.add_argument("--queries", type=int, default=300, help="validation queries")
-    parser.add_argument("--distractors", type=int, default=60_000, help="of AWS's passages")
-    parser.add_argument("--layers", type=int, default=1, help="that the encoder is cut to")
-    parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--save_every", type=int, default=30)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for intermediate files"
+    )
+    parser.add_argument("--queries", type=int, default=300, help="number of validation queries")
+    parser.add_argument(
+        "--distractors", type=int, default=60_000, help="number of passages of awsdocs-passages"
+    )
+    parser.add_argument("--layers", type=int, default=1, help="number of layers of the encoder")
+    parser.add_argument("--steps", type=int, default=450, help="number of training steps")
+    parser.add_argument("--save_every", type=int, default=30, help="steps between checkpoints")
     args = parser.parse_args()
     work = args.work
     if not (work / "train.jsonl").exists():
@@ -184,13 +213,13 @@ def main() -> None:
         write_dense_run(work, args.save_every, dense)
     runs = [f"--run={sparse}", f"--run={dense}"]
     if not (work / "out" / "fidelity.json").exists():
-        hold_against(work, runs)
+        compare_strategies(work, runs)
     if not (work / "screened").exists():
         screen(work, runs)
     report = json.loads((work / "out" / "fidelity.json").read_text())
     (HERE / "confirm.json").write_text(json.dumps(confirm(work, report), indent=1) + "\n")
-    for form in ("json", "png", "svg"):
-        shutil.copy(work / "out" / f"fidelity.{form}", HERE)
+    for ending in ("json", "png", "svg"):
+        shutil.copy(work / "out" / f"fidelity.{ending}", HERE)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the study is made of: real questions, real distractors, a small real encoder.
+"""Builds the study's retrieval task and its encoder from real data.
 
-SQuAD's dev questions over all its passages and, as distractors, passages of AWS's manuals. The
-SQuAD passages are divided in two by the hashes of their ids: the questions of one half are
-trained on, and some of the other half's are the validation queries. All passages are in the
-corpus, so the queries have distractors of their own domain too, judged for no one.
+The corpus is all passages of SQuAD's dev set and, as distractors, passages of AWS's manuals.
+The hashes of their ids divide the SQuAD passages into two halves. Questions about one half are
+for training. Some of the questions about the other half are the validation queries. The
+passages of the first half are distractors from the domain of the queries.
 """
 
 from __future__ import annotations
@@ -22,24 +22,32 @@ from jaxval.sampling.strategies import draw
 
 
 def build(folder: Path, data: Path, queries: int, distractors: int) -> None:
-    """Writes `folder/set`, in BEIR's form, and `folder/train.jsonl`."""
+    """Writes `folder/set`, in BEIR format, and `folder/train.jsonl`.
+
+    Args:
+      folder: folder to write to.
+      data: folder of the collections squad-dev and awsdocs-passages.
+      queries: number of validation queries.
+      distractors: number of passages of awsdocs-passages.
+    """
     squad = parse(f"squad:{data / 'squad-dev'}")
-    asked = load_queries(squad)
+    questions = load_queries(squad)
     passages = list(readers.read_texts(squad.corpus))
     corpus = itertools.chain(passages, _distractors(data, distractors))
-    held_out = [t.id for t in asked.texts if not _trained_on(_relevant(asked.qrels[t.id]))]
+    qrels = questions.qrels
+    held_out = [text.id for text in questions.texts if not _is_train(_relevant(qrels[text.id]))]
     chosen = frozenset(draw(held_out, queries, 0, ()))
-    kept = [text for text in asked.texts if text.id in chosen]
+    kept = [text for text in questions.texts if text.id in chosen]
     shutil.rmtree(folder / "set", ignore_errors=True)
     (folder / "set").mkdir(parents=True)
-    beir.write(folder / "set", corpus, kept, {text.id: asked.qrels[text.id] for text in kept})
+    beir.write(folder / "set", corpus, kept, {text.id: qrels[text.id] for text in kept})
     by_id = {text.id: text for text in passages}
-    pairs = ((text, by_id[_relevant(asked.qrels[text.id])]) for text in asked.texts)
+    pairs = ((text, by_id[_relevant(qrels[text.id])]) for text in questions.texts)
     _write_pairs(folder / "train.jsonl", pairs)
 
 
 def cut_model(folder: Path, model: Path, layers: int) -> None:
-    """Copies a sentence-transformers folder, its encoder cut to the first layers."""
+    """Copies a sentence-transformers folder, and keeps only the first layers of its encoder."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -49,7 +57,7 @@ def cut_model(folder: Path, model: Path, layers: int) -> None:
 def _write_pairs(path: Path, pairs: Iterable[tuple[Text, Text]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for query, passage in pairs:
-            if _trained_on(passage.id):
+            if _is_train(passage.id):
                 pair = {"query": query.text, "passage": f"{passage.title} {passage.text}"}
                 file.write(json.dumps(pair) + "\n")
 
@@ -63,5 +71,6 @@ def _relevant(grades: dict[str, int]) -> str:
     return max(grades, key=lambda passage: grades[passage])
 
 
-def _trained_on(passage: str) -> bool:
+def _is_train(passage: str) -> bool:
+    """Returns whether questions about a passage are for training."""
     return hashlib.sha256(passage.encode()).digest()[0] % 2 == 0

@@ -1,10 +1,11 @@
-"""Encodes texts with sentence-transformers, a line of stdin at a time.
+"""Encodes texts with sentence-transformers, once for each line of stdin.
 
     python sentence_transformers_worker.py MODEL_FOLDER TEXTS.json DEVICE VECTORS.npy
 
-Each line of stdin is a dtype, `float32` or `bfloat16`; each answer a line of JSON with the
-seconds of the whole `encode` and of its tokenizing alone. Vectors of the first float32 run
-are written to VECTORS.npy. The batch size is the fastest of several, tried at the start.
+Each line of stdin is a dtype, `float32` or `bfloat16`. The answer is a line of JSON with the
+seconds of `encode`, the seconds of its tokenization alone, and the batch size. Several batch
+sizes are tried when a dtype is first used; the fastest is kept. The vectors of the first
+float32 run are written to VECTORS.npy.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from sentence_transformers import SentenceTransformer
 
 BATCHES = {"cpu": (8, 16, 32, 64), "cuda": (128, 512, 2048)}
 TRIED = 256
-"""Texts by which a batch size is chosen; those in the middle, of the usual lengths."""
+"""Number of texts to choose the batch size with. They are those of medium length."""
 
 
 def main() -> None:
+    """Answers each line of stdin."""
     folder, texts_file, device, vectors_file = sys.argv[1:]
     texts = json.loads(Path(texts_file).read_text())
     kept = Path(vectors_file)
@@ -45,31 +47,32 @@ def main() -> None:
 
 
 def prepared(folder: str, dtype: str, device: str, texts: Sequence[str]) -> tuple[Any, int]:
-    """The model, warm, and its fastest batch size."""
+    """Returns the model after a warm-up, and its fastest batch size."""
     kind = {"dtype": getattr(torch, dtype)}
     model = SentenceTransformer(folder, device=device, model_kwargs=kind)
-    some = sorted(texts, key=len)[max(0, len(texts) // 2 - TRIED // 2) :][:TRIED]
-    encode(model, some, BATCHES[device][0])
+    sample = sorted(texts, key=len)[max(0, len(texts) // 2 - TRIED // 2) :][:TRIED]
+    encode(model, sample, BATCHES[device][0])
     seconds = {}
     for batch in BATCHES[device]:
         start = time.perf_counter()
-        encode(model, some if device == "cpu" else texts, batch)
+        encode(model, sample if device == "cpu" else texts, batch)
         seconds[batch] = time.perf_counter() - start
     return model, min(seconds, key=seconds.__getitem__)
 
 
 def encode(model: Any, texts: Sequence[str], batch: int) -> np.ndarray:
+    """Returns the vectors of the texts, [texts, dim] float32."""
     vectors = model.encode(list(texts), batch_size=batch, convert_to_tensor=True)
     return vectors.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def tokenizing(model: Any, texts: Sequence[str], batch: int) -> float:
-    """Seconds that its tokenizer takes for these texts, in the order in which it takes them."""
+    """Returns the seconds that tokenizing takes, in the same batches as in `encode`."""
     ordered = sorted(texts, key=len, reverse=True)
     start = time.perf_counter()
-    for at in range(0, len(ordered), batch):
+    for first in range(0, len(ordered), batch):
         model.tokenizer(
-            ordered[at : at + batch],
+            ordered[first : first + batch],
             padding=True,
             truncation=True,
             max_length=model.max_seq_length,

@@ -1,9 +1,9 @@
-"""Texts in BEIR form -> token ids as asyncval reads them, without special tokens.
+"""Tokenizes texts in BEIR format for asyncval, without special tokens.
 
     python tokenize_for_asyncval.py MODEL SOURCE TARGET MAX_LENGTH
 
-What tokenize_passages.py of its examples does, but faster: a batch on all cores, and without
-an import of transformers.
+It does the same as tokenize_passages.py in asyncval's examples, but faster, because it uses all
+cores and does not import transformers.
 """
 
 import json
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 
 def main(model: str, source: str, target: str, max_length: str) -> None:
-    """Writes {"text_id", "text"} lines."""
+    """Writes a line of JSON for each text, with the keys `text_id` and `text`."""
     tokenizer = Tokenizer.from_file(f"{model}/tokenizer.json")
     tokenizer.no_padding()
     tokenizer.enable_truncation(int(max_length))

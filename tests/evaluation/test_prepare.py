@@ -116,7 +116,7 @@ def test_an_encoder_may_be_given_as_an_object(config, silent, tokenizer_folder):
 
 def test_an_object_that_does_not_encode_is_an_error(config, tokenizer_folder):
     flat = FunctionEncoder(lambda *_: jnp.zeros(3), lambda *_: jnp.zeros(3), dict)
-    with pytest.raises(EncoderError, match="`encoder`: encoding queries gives"):
+    with pytest.raises(EncoderError, match="`encoder`: encoding queries returned"):
         read(with_encoder(config, tokenizer_folder, encoder=flat))
 
 
