@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jaxval.errors import JaxvalError as JaxvalError
     from jaxval.errors import UserError as UserError
     from jaxval.records import Encoder as Encoder
+    from jaxval.records import Ranked as Ranked
+    from jaxval.records import Tracker as Tracker
     from jaxval.results.result import Result as Result
     from jaxval.results.saved_run import SavedRun as SavedRun
     from jaxval.results.saved_run import open_run as open_run
@@ -30,8 +32,10 @@ _HOMES = {
     "FunctionEncoder": "jaxval.encoders.adapter",
     "JaxvalError": "jaxval.errors",
     "Result": "jaxval.results.result",
+    "Ranked": "jaxval.records",
     "SavedRun": "jaxval.results.saved_run",
     "Signals": "jaxval.signals",
+    "Tracker": "jaxval.records",
     "UserError": "jaxval.errors",
     "from_linen": "jaxval.encoders.adapter",
     "from_nnx": "jaxval.encoders.adapter",

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NoReturn
 
-from jaxval.checkpoints.watcher import Watcher
 from jaxval.cli import apps, devices, frame, settings
 from jaxval.cli.app import Values
 from jaxval.config import Config
+from jaxval.records import Tracker
 from jaxval.results import lock
+from jaxval.run.watching import make_watcher
 
 
-def main(flags: Values) -> int:
+def main(flags: Values, *trackers: Tracker) -> int:
     """Validates, or reports with --check what a validation would do."""
     config = settings.config(flags)
     devices.apply(flags.devices, config.output.directory / "compiled")
     open_devices = functools.partial(devices.open_devices, flags.devices)
-    return (_check if flags.check else _validate)(config, open_devices)
+    if flags.check:
+        return _check(config, open_devices)
+    return _validate(config, open_devices, trackers)
 
 
-def _validate(config: Config, open_devices: devices.Opener) -> int:
-    watching = config.watching
-    watcher = Watcher(
-        watching.checkpoint_dir,
-        watching.pin_dir,
-        interval=watching.poll_interval,
-        limit=watching.pin_limit,
-        newest_first=watching.order != "all",
-    )
+def _validate(config: Config, open_devices: devices.Opener, trackers: Sequence[Tracker]) -> int:
     with lock.hold(config.output.directory):
-        watcher.start()  # now: in the seconds that JAX's import takes a trainer may delete one
+        watcher = make_watcher(config.watching)
+        watcher.start()  # before JAX is imported
         try:
             from jaxval.results.trackers import default_trackers
             from jaxval.run import session
 
-            return session.run(config, watcher, open_devices, default_trackers)
+            make = functools.partial(default_trackers, more=trackers)
+            return session.run(config, watcher, open_devices, make)
         finally:
             watcher.stop()
 
 
 def _check(config: Config, open_devices: devices.Opener) -> int:
-    """Takes no lock and pins nothing, so that it can run beside a validation."""
     from jaxval.check import check_report, checker
     from jaxval.results.console import progress
 
@@ -50,9 +47,9 @@ def _check(config: Config, open_devices: devices.Opener) -> int:
     return report.status
 
 
-def app() -> NoReturn:
-    """Runs the command."""
-    frame.run(main, apps.VALIDATE)
+def app(*trackers: Tracker) -> NoReturn:
+    """Runs the command. `trackers` are added to the usual ones."""
+    frame.run(lambda flags: main(flags, *trackers), apps.VALIDATE)
 
 
 if __name__ == "__main__":

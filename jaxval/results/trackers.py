@@ -20,13 +20,14 @@ MakeTrackers = Callable[[TrackedRun], Sequence[Tracker]]
 _Event = TypeVar("_Event")
 
 
-def default_trackers(run: TrackedRun) -> list[Tracker]:
-    """Returns the trackers that the app uses."""
+def default_trackers(run: TrackedRun, more: Sequence[Tracker] = ()) -> list[Tracker]:
+    """Returns the trackers that the app uses, followed by those in `more`."""
     return [
         JsonLines(run.directory / "metrics.jsonl"),
         TensorBoard(run.directory / "tensorboard"),
         SignalFile(run.directory, run.select_by, run.patience, run.sample),
         Console(run.datasets, run.measures, run.select_by),
+        *more,
     ]
 
 

@@ -111,3 +111,25 @@ def test_the_traceback_within_a_plug_in_follows_the_message(app):
     assert "no attribute" in fault
     assert place.startswith(f'  File "{ROOT / "tests/e2e/other.py"}", line ')
     assert line == '    return nn.Embed(14, 4, name="vectors")(ids)[:, self.position]'
+
+
+def test_a_tracker_of_the_users_is_told_everything_and_may_fail(app):
+    for step in (1, 2, 3):
+        app.put(step)
+    app.complete()
+    path = app.root / "lines.txt"
+    command = [sys.executable, "-m", "tests.e2e.own_tracker", str(path)]
+    listed = [f"--{name}={value}" for name, value in app.flags.items()]
+    ran = subprocess.run([*command, *listed], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    values = [np.mean(world.expected(step)) for step in (1, 2, 3)]
+    assert path.read_text().splitlines() == [
+        "begin 0 0",
+        "record 1 True",
+        f"record 3 {values[2] > max(values[:2])}",
+        "end",
+    ]
+    assert (
+        "step 2 is in the ledger, but Lines failed: RuntimeError('the service is" in ran.stderr
+    )
+    app.check(1, 2, 3)
