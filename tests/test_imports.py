@@ -127,7 +127,7 @@ def test_door_is_a_page_with_one_function_for_the_console_script(door):
     source = (PACKAGE / f"{door}.py").read_text()
     assert len(source.splitlines()) <= DOOR_LINES
     functions = {node.name: node for node in ast.parse(source).body if hasattr(node, "args")}
-    assert ast.unparse(functions["app"].args) == ""
+    assert not functions["app"].args.args  # a console script calls it without arguments
     assert 'if __name__ == "__main__":\n    app()\n' in source
 
 
