@@ -124,11 +124,12 @@ def _inspect_settings(
     """Returns what looks wrong about the checkpoint and the settings."""
     texts, watching = prepared.encoding, config.watching
     name = config.evaluation.model.folder or ""
-    similarity = prepared.plan.similarity
+    similarity, pooling = prepared.plan.similarity, config.evaluation.model.pooling
     return [
         *findings.unreadable(newest),
         *(findings.identical_towers(newest.restored) if newest.restored else ()),
         *findings.missing_prefixes(model, name, texts.queries.prefix, texts.passages.prefix),
+        *findings.missing_closing_token(model, pooling, texts.tokenizer),
         *findings.missing_normalization(model, config.evaluation.model.normalize, similarity),
         *findings.impossible_pins(watching.checkpoint_dir, watching.pin_dir),
     ]

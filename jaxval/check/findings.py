@@ -19,6 +19,7 @@ from jaxval.check.footprint import DeviceMemory, HostMemory
 from jaxval.check.newest import NewestCheckpoint
 from jaxval.check.probe import MEASURE, Ranking
 from jaxval.checkpoints.restore import Restored
+from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.encoders.folder import ModelFolder
 from jaxval.metrics.significance import LEVEL, p_value
 
@@ -222,6 +223,27 @@ def better_similarity(
             f"{dataset}: the vectors are not of unit length, and `similarity={name}` ranks"
             f" better than {chosen} ({MEASURE} {other.mean:.3f} against {ranking.mean:.3f}):"
             " choose the similarity of the training"
+        )
+    ]
+
+
+def missing_closing_token(
+    model: ModelFolder | None, pooling: str | None, tokenizer: Tokenizer
+) -> list[Finding]:
+    """Reports last-token pooling of texts that do not end with a special token.
+
+    Args:
+      model: The model folder, or None if the encoder is not built from one.
+      pooling: The setting `pooling`, or None if it is not set.
+      tokenizer: The tokenizer.
+    """
+    if model is None or (pooling or model.pooling) != "last" or tokenizer.closing:
+        return []
+    return [
+        Finding(
+            "pooling takes the last token, and the tokenizer adds no token after a text, so the"
+            " vectors are those of the last word: if the training added one, set add_eos_token"
+            " in tokenizer_config.json, or save tokenizer.json as it was used"
         )
     ]
 

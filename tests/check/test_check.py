@@ -23,6 +23,7 @@ from jaxval.checkpoints.commit import committed
 from jaxval.config import Config, Evaluation, Model, Output, Search, Texts, Watching
 from jaxval.encoders import folder
 from jaxval.encoders.adapter import from_linen
+from jaxval.encoders.folder import ModelFolder
 from jaxval.errors import UserError
 from jaxval.evaluation.encode import Tower, matrix, place
 from jaxval.evaluation.plan import EvalSet
@@ -280,6 +281,19 @@ def test_a_similarity_other_than_the_trainings(planned, silent):
     (finding,) = findings_of(planned.check(silent))
     assert finding.startswith("warning: tiny: the vectors are not of unit length")
     assert "`similarity=cosine` ranks better than dot" in finding
+
+
+def test_last_token_pooling_without_a_closing_token(tiny_tokenizer):
+    bare = dataclasses.replace(tiny_tokenizer, closing=())
+    last = ModelFolder(Path(), None, "mistral", pooling="last")
+    mean = ModelFolder(Path(), None, "mistral", pooling="mean")
+    (finding,) = findings.missing_closing_token(last, None, bare)
+    assert "set add_eos_token in tokenizer_config.json" in str(finding)
+    assert str(finding).startswith("warning: ")
+    assert len(findings.missing_closing_token(mean, "last", bare)) == 1
+    assert findings.missing_closing_token(last, "mean", bare) == []
+    assert findings.missing_closing_token(last, None, tiny_tokenizer) == []
+    assert findings.missing_closing_token(None, None, bare) == []
 
 
 def test_two_identical_towers(planned, silent):

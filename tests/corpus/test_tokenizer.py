@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 
@@ -114,3 +115,108 @@ def test_a_folder_without_a_tokenizer(tmp_path, name):
     assert str(caught.value).startswith(f"`tokenizer={folder}`: {why[name]}")
     assert "tokenizer.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def folder_of(tmp_path, backend, **config):
+    """Writes a folder with a backend and a tokenizer_config.json."""
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+BOS_AND_EOS = {"bos_token": "<", "eos_token": ">", "unk_token": "b"}
+
+
+@pytest.mark.parametrize(
+    ("single", "config", "ids"),
+    [
+        # As in E5-Mistral: the file adds the first token alone, the flag the last one too.
+        ("< $A", {"add_bos_token": True, "add_eos_token": True}, [2, 0, 3]),
+        ("< $A >", {"add_bos_token": True, "add_eos_token": True}, [2, 0, 3]),
+        ("< $A >", {}, [2, 0, 3]),
+        (None, {"add_eos_token": True}, [0, 3]),
+        (None, {"add_eos_token": True, "eos_token": {"content": ">"}}, [0, 3]),
+        (None, {"add_eos_token": True, "eos_token": None}, [0]),
+        ("< $A >", {"add_bos_token": False}, [2, 0, 3]),
+        ("< $A >", {"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}, [0, 3]),
+        ("< $A >", {"add_eos_token": False, "tokenizer_class": "GemmaTokenizerFast"}, [2, 0]),
+    ],
+)
+def test_flags_of_the_folder_add_and_remove_special_tokens(tmp_path, single, config, ids):
+    loaded = load(folder_of(tmp_path, backend(single), **(BOS_AND_EOS | config)))
+    assert loaded.encode(["a", (0,)], 8) == [ids, ids]
+    room = 4 - len(loaded.opening) - len(loaded.closing)
+    assert loaded.encode(["a a a a a a"], 4) == [
+        [*loaded.opening, *[0] * room, *loaded.closing]
+    ]
+
+
+def wordpiece():
+    """Returns a cased WordPiece tokenizer, and its ids of `Ab ab`."""
+    made = Backend(models.WordPiece({"[UNK]": 0, "Ab": 1, "ab": 2}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made, [1, 2]
+
+
+def byte_level():
+    """Returns a BPE tokenizer that splits at digits, and its ids of `a12`."""
+    made = Backend(models.BPE({"a": 0, "1": 1, "2": 2, "12": 3}, [("1", "2")]))
+    made.pre_tokenizer = pre_tokenizers.Split("a", "isolated")
+    return made, [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("make", "text", "model_type", "tokenizer_class"),
+    [
+        (wordpiece, "Ab ab", "bert", "BertTokenizerFast"),
+        (byte_level, "a12", "qwen2", "LlamaTokenizerFast"),
+        (byte_level, "a12", "qwen2", "Qwen2TokenizerFast"),
+        (byte_level, "a12", "t5", "T5TokenizerFast"),
+    ],
+)
+def test_the_file_decides_whatever_the_class_says(
+    tmp_path, make, text, model_type, tokenizer_class
+):
+    made, ids = make()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    name = folder_of(tmp_path, made, tokenizer_class=tokenizer_class, do_lower_case=True)
+    assert load(name).encode([text], 8) == [ids]
+
+
+def test_a_class_that_changes_the_file_is_reported_with_an_example(tmp_path, caplog):
+    made, _ = wordpiece()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    # The example has a word that the class lowercases.
+    made.add_tokens(["Hello", "hello", "World", "world"])
+    load(folder_of(tmp_path, made, tokenizer_class="BertTokenizerFast", unk_token="[UNK]"))
+    assert "using tokenizer.json, as transformers 4 does" in caplog.text
+    assert "'Hello World': [" in caplog.text
+
+
+def test_the_vocabulary_ends_at_the_highest_id():
+    gap = Backend(models.WordLevel({"a": 0, "b": 70_000}, unk_token="a"))
+    gap.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = wrap(gap)
+    assert made.vocabulary == 70_001
+    assert made.encode(["a b", (70_000,)], 8) == [[0, 70_000], [70_000]]
+
+
+def test_special_tokens_are_found_where_no_letter_is_known():
+    unknown = Backend(models.WordLevel({"<": 0, ">": 1}, unk_token="<"))
+    unknown.post_processor = processors.TemplateProcessing(
+        single="< $A >", special_tokens=[("<", 0), (">", 1)]
+    )
+    empty = Backend(models.BPE({"<": 0, ">": 1}, []))  # it drops what it does not know
+    empty.post_processor = unknown.post_processor
+    for made in (wrap(unknown), wrap(empty)):
+        assert (made.opening, made.closing) == ((0,), (1,))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed"
+)
+def test_without_sentencepiece_the_remedy_names_it(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"not a model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(EncoderError, match="pip install sentencepiece"):
+        load(str(tmp_path))
