@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ Opener = Callable[[], "list[jax.Device]"]
 _MEMORY_FRACTION = "0.75"
 """The fraction of a GPU's memory that JAX allocates. FAISS uses the rest."""
 _MEMORY_FRACTION_NAMES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 _CPU_DEVICES = "2"
 """With two, the matrix products of one overlap with the single-threaded work of the other
@@ -98,12 +102,23 @@ def open_devices(devices: str) -> list[jax.Device]:
     try:
         return list(jax.local_devices())
     except Exception as error:  # JAX without CUDA raises an AssertionError without a message
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--devices={devices or '(any)'}: JAX finds no such device ({reason[:200]})."
-            " For GPUs install jaxval[cuda12]; check with: python -c 'import jax;"
-            " print(jax.devices())'"
+            f"--devices={devices or '(any)'}: JAX finds no such device:"
+            f" {_cause(devices, error)}"
         ) from error
+
+
+def _cause(devices: str, error: Exception) -> str:
+    """Returns why JAX finds no device, and what to do."""
+    platform, _ = parse(devices)
+    if platform == "gpu" and not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
+        return "its CUDA plugin is not installed: pip install 'jaxval[cuda12]'"
+    if platform == "gpu" and not _NVIDIA_DRIVER.exists():
+        return f"there is no NVIDIA driver on this machine ({_NVIDIA_DRIVER} does not exist)"
+    if platform == "tpu" and importlib.util.find_spec("libtpu") is None:
+        return "libtpu is not installed: pip install 'jax[tpu]'"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{reason[:200]}; check with: python -c 'import jax; print(jax.devices())'"
 
 
 def apply(devices: str, compilation_cache: Path | None = None) -> None:

@@ -185,14 +185,16 @@ def _nnx_checked(model: Any, unsupported: tuple[type, ...]) -> Any:
 
 
 def _linen_shapes(module: Any, method: str | Callable[..., jax.Array] | None) -> Params:
-    ids, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+    # Real arrays would open a device, before the settings are checked.
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 8), jnp.bool_)
 
-    def init() -> Params:
+    def init(ids: jax.Array, mask: jax.Array) -> Params:
         params = module.init(jax.random.key(0), ids, mask, method=method).get("params", {})
         # Boxes (nn.Partitioned) hold the trainer's sharding, which does not apply here.
         return flax.core.unfreeze(flax.core.meta.unbox(params))
 
-    return jax.tree.map(_bare, jax.eval_shape(init))
+    return jax.tree.map(_bare, jax.eval_shape(init, ids, mask))
 
 
 def _bare(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -100,7 +100,8 @@ def check(encoder: Encoder, name: str) -> None:
 
 def _traced(encode: Encode, params: Params, what: str) -> int:
     """Returns the number of components of the vectors that a function returns."""
-    ids, mask = jnp.zeros((2, 8), jnp.int32), jnp.ones((2, 8), bool)
+    ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    mask = jax.ShapeDtypeStruct((2, 8), jnp.bool_)
     try:
         result = jax.eval_shape(encode, params, ids, mask)
     except Exception as error:

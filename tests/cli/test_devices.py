@@ -102,3 +102,30 @@ def test_compilation_cache_of_the_user_is_kept(monkeypatch, tmp_path):
 def test_open_devices_returns_the_devices_of_jax():
     assert devices.open_devices("cpu") == jax.local_devices()
     assert len(devices.open_devices("")) == 4
+
+
+@pytest.mark.parametrize(
+    ("flag", "installed", "cause"),
+    [
+        ("gpu:1", (), "its CUDA plugin is not installed: pip install 'jaxval[cuda12]'"),
+        ("gpu", ("jax_cuda12_plugin",), "there is no NVIDIA driver on this machine"),
+        ("tpu", (), "libtpu is not installed: pip install 'jax[tpu]'"),
+        ("tpu", ("libtpu",), "Unable to initialize backend; check with: python -c"),
+    ],
+)
+def test_without_such_a_device_the_cause_is_named(
+    monkeypatch, tmp_path, flag, installed, cause
+):
+    def fail():
+        raise RuntimeError("Unable to initialize backend\nand more")
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "none")
+    monkeypatch.setattr(
+        devices.importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    with pytest.raises(UserError) as caught:
+        devices.open_devices(flag)
+    start = f"--devices={flag}: JAX finds no such device: "
+    assert str(caught.value).startswith(start + cause)
+    assert "\n" not in str(caught.value)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -206,3 +210,25 @@ def test_unsupported_nnx_modules_raise_an_error_with_a_remedy(module, message):
 def test_an_nnx_module_that_draws_random_numbers_fails_in_check(module):
     with pytest.raises(EncoderError, match="must not .* draw random numbers"):
         factory.check(from_nnx(module), "--encoder=x:y")
+
+
+def test_shapes_are_computed_without_opening_a_device():
+    # No such platform exists, so anything that opens a device raises.
+    script = (
+        "import flax.linen as nn, jax, jaxval\n"
+        "from jaxval.encoders import factory\n"
+        "class Words(nn.Module):\n"
+        "    @nn.compact\n"
+        "    def __call__(self, ids, mask):\n"
+        "        return nn.Embed(9, 4)(ids).mean(1)\n"
+        "encoder = jaxval.from_linen(Words())\n"
+        "factory.check(encoder, 'words')\n"
+        "print(jax.tree.leaves(encoder.abstract_params())[0].shape)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"JAX_PLATFORMS": "none_such"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.stdout, ran.returncode) == ("(9, 4)\n", 0), ran.stderr
