@@ -252,9 +252,10 @@ def _top(
     if positions.shape[1] <= depth:
         return scores, positions
     tied = np.flatnonzero(scores[:, depth - 1] == scores[:, depth])
+    wide = vectors.astype(np.float32, copy=False) if len(tied) else vectors
     for start in range(0, len(tied), _BLOCK):
         block = tied[start : start + _BLOCK]
-        exact_scores = queries[block].astype(np.float32) @ vectors.T.astype(np.float32)
+        exact_scores = queries[block].astype(np.float32) @ wide.T
         for query, exact in zip(block, exact_scores, strict=True):
             best = _first_of_equals(exact, rows, depth)
             scores[query, :depth], positions[query, :depth] = exact[best], best
