@@ -20,7 +20,7 @@ from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Evaluation, Model, Search, Texts
 from jaxval.corpus.datasets import parse
-from jaxval.encoders import folder
+from jaxval.encoders import factory, folder
 from jaxval.errors import UserError
 from jaxval.evaluation.encoding import read_base
 from jaxval.evaluation.plan import EvalPlan, SetResult
@@ -38,7 +38,7 @@ def validate(
     params: Params,
     *,
     dataset: str,
-    measures: Sequence[str] = Search.measures,
+    measures: str | Sequence[str] = Search.measures,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -55,7 +55,7 @@ def validate(
         directory), or a model folder with weights. They are found by their structure, so a
         whole train state will do.
       dataset: `NAME:FOLDER`, as for the flag `dataset`.
-      measures: The measures, as ir_measures names them.
+      measures: The measures, as ir_measures names them: one, or a sequence of them.
       devices: The devices to encode on. None takes all local devices.
       progress: Shows the progress of long work. None shows nothing.
       **settings: Settings of the same names as the flags, of the records `Model`, `Texts` and
@@ -64,7 +64,9 @@ def validate(
         `params_path="ema_params"`.
 
     Returns:
-      The result with its per-query values.
+      The result with its per-query values. Its series is not that of a run whose encoder is
+      made by a factory, because an object has no name; with the same settings the values are
+      the same.
 
     Raises:
       UserError: A setting or the data is wrong. The message names the setting.
@@ -114,13 +116,14 @@ def load_params(
     paths = ParamsPaths(params_path, query_params_path, passage_params_path)
     if isinstance(encoder, (str, os.PathLike)):
         encoder = folder.build(folder.read(os.fspath(encoder)))
+    factory.require_encoder(encoder, "`encoder` is")
     return _read(os.fspath(path), encoder.abstract_params(), paths, None)[1].params
 
 
 def _evaluation(
     encoder: Encoder | str | os.PathLike[str],
     dataset: str,
-    measures: Sequence[str],
+    measures: str | Sequence[str],
     settings: Mapping[str, Any],
 ) -> Evaluation:
     texts, search, model, rest = (
@@ -132,7 +135,7 @@ def _evaluation(
         datasets=(parse(dataset),),
         model=_model(encoder, model),
         texts=Texts(**_as_paths(texts, "token_dir")),
-        search=Search(**_as_paths(search, "rerank"), measures=tuple(measures)),
+        search=Search(**_as_paths(search, "rerank"), measures=_measures(measures)),
         **rest,
     )
 
@@ -161,6 +164,10 @@ def _check_known(settings: Mapping[str, Any]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known) or sorted(known)
             raise UserError(f"`{name}` is not a setting of validate: did you mean {near[0]}?")
+
+
+def _measures(measures: str | Sequence[str]) -> tuple[str, ...]:
+    return (measures,) if isinstance(measures, str) else tuple(measures)
 
 
 def _as_paths(settings: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class Watching:
             )
         if directory.resolve() in self.pin_dir.resolve().parents:
             raise UserError(
-                f"`pin_dir={self.pin_dir}` is inside the trainer's directory, which is only"
-                " read: choose a directory beside it"
+                f"`pin_dir={self.pin_dir}` is inside `checkpoint_dir`, which jaxval only"
+                " reads: choose an `output_dir`, or a `pin_dir`, that is not inside it"
             )
 
 

@@ -143,6 +143,33 @@ def test_parameters_of_another_shape_do_not_fit(asked):
         jaxval.validate(world.encoder(), {"words": {"embedding": np.zeros((2, 2))}}, **asked)
 
 
+def test_one_measure_needs_no_list(asked):
+    params = {"words": {"embedding": world.table(5)}}
+    result = jaxval.validate(world.encoder(), params, **(asked | {"measures": "RR@10"}))
+    assert list(result.measures) == ["RR@10"]
+
+
+def test_a_directory_of_checkpoints_is_not_one(place, asked):
+    directory = place / "checkpoints"
+    for call in (
+        lambda: jaxval.validate(world.encoder(), directory, **asked),
+        lambda: jaxval.load_params(directory, world.encoder()),
+    ):
+        with pytest.raises(UserError) as caught:
+            call()
+        said = "a directory of checkpoints (steps 3, 4): name one, e.g."
+        assert str(caught.value) == f"{directory} is {said} {directory}/4"
+
+
+def test_a_factory_in_place_of_its_encoder(asked):
+    for call in (
+        lambda: jaxval.validate(world.encoder, {}, **asked),
+        lambda: jaxval.load_params("/nowhere", world.encoder),
+    ):
+        with pytest.raises(UserError, match="a function without .*; call the function, or"):
+            call()
+
+
 def test_load_params_gives_the_tree_that_the_encoder_expects(place):
     params = jaxval.load_params(place / "checkpoints" / "4", world.encoder())
     assert jax.tree.structure(params) == jax.tree.structure(world.encoder().abstract_params())

@@ -192,7 +192,7 @@ def _checkpoint(newest: NewestCheckpoint, params: Params) -> Iterator[tuple[str,
     if restored is not None:
         yield "parameters", f"at {restored.found_at}"
         yield from (("", remark) for remark in restored.remarks)
-        yield "towers", "two, with separate parameters" if restored.untied else "one, shared"
+        yield "towers", "a tree for each" if restored.untied else "one tree for both"
     yield from _leaves(params, untied=restored is not None and restored.untied)
 
 

@@ -130,6 +130,7 @@ def _inspect_settings(
         *(findings.identical_towers(newest.restored) if newest.restored else ()),
         *findings.missing_prefixes(model, name, texts.queries.prefix, texts.passages.prefix),
         *findings.missing_closing_token(model, pooling, texts.tokenizer),
+        *findings.small_embedding(prepared.plan.abstract_params, texts.tokenizer),
         *findings.missing_normalization(model, config.evaluation.model.normalize, similarity),
         *findings.impossible_pins(watching.checkpoint_dir, watching.pin_dir),
     ]

@@ -22,6 +22,7 @@ from jaxval.checkpoints.restore import Restored
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.encoders.folder import ModelFolder
 from jaxval.metrics.significance import LEVEL, p_value
+from jaxval.records import Params
 
 QUERIES_CUT, PASSAGES_CUT = 0.02, 0.2
 """Shares of texts; if more are truncated, it is a warning."""
@@ -244,6 +245,25 @@ def missing_closing_token(
             "pooling takes the last token, and the tokenizer adds no token after a text, so the"
             " vectors are those of the last word: if the training added one, set add_eos_token"
             " in tokenizer_config.json, or save tokenizer.json as it was used"
+        )
+    ]
+
+
+def small_embedding(params: Params, tokenizer: Tokenizer) -> list[Finding]:
+    """Reports a tokenizer with more ids than any array of the encoder has rows.
+
+    Args:
+      params: The encoder's tree of arrays or shapes.
+      tokenizer: The tokenizer.
+    """
+    longest = max((side for leaf in jax.tree.leaves(params) for side in leaf.shape), default=0)
+    if tokenizer.vocabulary <= longest:
+        return []
+    return [
+        Finding(
+            f"the tokenizer has ids up to {tokenizer.vocabulary - 1:,}, and no array of the"
+            f" encoder has more than {longest:,} rows: texts with higher ids get wrong vectors;"
+            " set `tokenizer` to the one of the training"
         )
     ]
 

@@ -149,7 +149,7 @@ class App:
         try:
             _, *arguments = values(list(argv))
         except (flags.Error, OSError) as error:
-            raise UserError(f"{error} (see --help)".replace("\n", " ")) from error
+            raise UserError(f"{_plain(str(error))} (see --help)") from error
         if arguments:
             raise UserError(f"{arguments[0]!r} is not a flag: flags begin with -- (see --help)")
         return values
@@ -165,6 +165,13 @@ class App:
             lines.append("")
         lines.append("Any flag can stand in a file, one per line: --flagfile=val.flags")
         return "\n".join(lines)
+
+
+def _plain(message: str) -> str:
+    """Returns absl's message about a command line as one plain line."""
+    line = " ".join(message.split())
+    line = re.sub(r"ERROR:: Unable to open flagfile: (\[.*?\] )?", "--flagfile: ", line)
+    return re.sub(r"Did you mean: (.*) \?", r"Did you mean --\1?", line)
 
 
 def _describe(flag: flags.Flag[Any]) -> list[str]:

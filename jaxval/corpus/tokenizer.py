@@ -137,6 +137,10 @@ def _check_folder(name: str) -> None:
     Transformers would silently make an empty tokenizer.
     """
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise EncoderError(
+            f"`tokenizer={name}` is a file: name the folder that contains it, {folder.parent}"
+        )
     if not folder.is_dir():
         if name.startswith(("/", ".", "~")):
             raise EncoderError(f"`tokenizer={name}`: there is no such folder: check the path")

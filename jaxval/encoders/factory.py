@@ -70,7 +70,25 @@ def load_factory(spec: str) -> Encoder:
             "it is called without arguments and must return an encoder",
             error,
         ) from error
-    return _checked(spec, encoder)
+    require_encoder(encoder, f"`encoder={spec}` returned")
+    return encoder  # type: ignore[no-any-return]
+
+
+def require_encoder(encoder: Any, what: str) -> None:
+    """Raises EncoderError unless an object has the methods of an Encoder.
+
+    Args:
+      encoder: The object.
+      what: How the message begins, e.g. "`encoder` is".
+    """
+    missing = [name for name in _METHODS if not callable(getattr(encoder, name, None))]
+    if missing:
+        call = "call the function, or " if inspect.isfunction(encoder) else ""
+        raise EncoderError(
+            f"{what} a {type(encoder).__name__} without {', '.join(missing)}; {call}wrap a"
+            " linen module in `jaxval.from_linen`, an NNX module in `jaxval.from_nnx`, or"
+            " functions in `jaxval.FunctionEncoder`"
+        )
 
 
 def check(encoder: Encoder, name: str) -> None:
@@ -84,6 +102,7 @@ def check(encoder: Encoder, name: str) -> None:
       EncoderError: a function raises an error, or does not return [batch, dim], or their
         numbers of components differ.
     """
+    require_encoder(encoder, f"{name} is")
     try:
         params = encoder.abstract_params()
     except Exception as error:
@@ -182,17 +201,6 @@ def _attribute(spec: str, module: Any, attribute: str) -> Callable[[], Any]:
             "name a function that returns the encoder"
         )
     return factory  # type: ignore[no-any-return]
-
-
-def _checked(spec: str, encoder: Any) -> Encoder:
-    missing = [name for name in _METHODS if not callable(getattr(encoder, name, None))]
-    if missing:
-        raise EncoderError(
-            f"`encoder={spec}` returned a {type(encoder).__name__} without "
-            f"{', '.join(missing)}; wrap a linen module in `jaxval.from_linen`, an NNX module"
-            " in `jaxval.from_nnx`, or functions in `jaxval.FunctionEncoder`"
-        )
-    return encoder  # type: ignore[no-any-return]
 
 
 def _advised(error: Exception) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxval.canonical import digest
 from jaxval.checkpoints import restore
+from jaxval.checkpoints.commit import committed
 from jaxval.checkpoints.lora import Base
 from jaxval.checkpoints.restore import Restored
 from jaxval.checkpoints.trees import flatten, show
@@ -267,12 +268,21 @@ def read_base(name: str, abstract_params: Params) -> Restored:
     except EncoderError as error:
         if any((Path(name).expanduser() / file).exists() for file in folder.DESCRIPTIONS):
             raise
-        raise EncoderError(
-            "there is neither an Orbax checkpoint (one step's directory) nor a model folder"
-            " (config.json beside its weights): name one of them"
-        ) from error
+        raise EncoderError(f"{name} is {_what_it_is(name)}") from error
     weights, _ = folder.load_weights(described)
     return restore.fitted(weights, abstract_params)
+
+
+def _what_it_is(name: str) -> str:
+    """Returns why a name gives no parameters, and what to name instead."""
+    inside = committed(name)
+    if inside:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in inside[:5])
+        return f"a directory of checkpoints (steps {steps}): name one, e.g. {inside[-1].path}"
+    return (
+        "neither an Orbax checkpoint (one step's directory) nor a model folder (config.json"
+        " beside its weights): name one of them"
+    )
 
 
 def _params_identity(model: Model, base: Base | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jaxval.errors import CheckpointError, MismatchError, UnreadableError, UserE
 from jaxval.evaluation.prepare import Prepared, prepare
 from jaxval.evaluation.validate import compiling_ahead, load, validate
 from jaxval.records import (
+    SCREENED,
     Checkpoint,
     Failure,
     Progress,
@@ -135,6 +136,7 @@ class Session:
         )
         self._misfits = Misfits()
         self._known_steps: set[int] = set()
+        self._failed: set[tuple[str, int]] = set()
         self._any_checkpoint = False
         self._logged_location: tuple[str, ...] = ()
 
@@ -142,6 +144,11 @@ class Session:
         """Continues from the ledger and starts to read ahead."""
         series = {judged.series for judged in self._plan.sets}
         past, failures = self._ledger.validations(), self._ledger.failures()
+        self._failed = {
+            failure.checkpoint.identity
+            for failure in failures
+            if failure.series in series and failure.reason not in (SCREENED, "skipped")
+        }
         rows: list[Validation | Failure] = [*past, *failures]
         self._known_steps = {row.checkpoint.step for row in rows if row.series in series}
         if not self._known_steps:
@@ -198,6 +205,7 @@ class Session:
         open_series = self._recorder.open_series(checkpoint)
         if not open_series:
             self.tally.known += 1
+            self.tally.known_failed += checkpoint.identity in self._failed
             self._source.done(checkpoint)
             return
         start = self._clock()

@@ -23,6 +23,7 @@ class Tally:
     Attributes:
       validated: Validated on every set.
       known: Skipped because the ledger has a row of them in each series.
+      known_failed: Those of `known` that failed in an earlier run.
       lost: Deleted by the trainer before they could be read.
       corrupt: Damaged, not finite, or of another structure than the encoder.
       unreadable: Not readable because of the file system.
@@ -33,6 +34,7 @@ class Tally:
 
     validated: int = 0
     known: int = 0
+    known_failed: int = 0
     lost: int = 0
     corrupt: int = 0
     unreadable: int = 0
@@ -55,7 +57,9 @@ class Tally:
         return 1 if self.corrupt or self.unreadable else 0
 
     def __str__(self) -> str:
-        parts = [f"{self.validated} validated", f"{self.known} already in the ledger"]
+        failed = f" ({self.known_failed} failed; `retry_failed` validates them again)"
+        known = f"{self.known} already in the ledger" + failed * bool(self.known_failed)
+        parts = [f"{self.validated} validated", known]
         parts += [f"{self.lost} lost", f"{self.corrupt} corrupt", f"{self.retried} retried"]
         parts += [f"{self.skipped} skipped"] * bool(self.skipped)
         parts += [f"{self.screened} screened out"] * bool(self.screened)

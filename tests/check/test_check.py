@@ -296,6 +296,12 @@ def test_last_token_pooling_without_a_closing_token(tiny_tokenizer):
     assert findings.missing_closing_token(None, None, bare) == []
 
 
+def test_a_tokenizer_with_more_ids_than_any_array_has_rows(tiny_tokenizer):
+    (finding,) = findings.small_embedding({"words": np.zeros((29, 4))}, tiny_tokenizer)
+    assert "has ids up to 29, and no array of the encoder has more than 29 rows" in str(finding)
+    assert findings.small_embedding({"words": np.zeros((30, 4))}, tiny_tokenizer) == []
+
+
 def test_two_identical_towers(planned, silent):
     tower = words(world.table(3))["params"]
     planned.save({"query_encoder": tower, "ctx_encoder": tower}, step=8)
@@ -304,7 +310,7 @@ def test_two_identical_towers(planned, silent):
     assert finding.startswith(
         "warning: the two towers have the same parameters (default/query_encoder"
     )
-    assert "  towers          two, with separate parameters" in list(lines(report))
+    assert "  towers          a tree for each" in list(lines(report))
     assert report.device.params == 2 * 14 * 4 * 4
 
 

@@ -148,7 +148,7 @@ def usable(beir, tmp_path):
             {"params_path": "a", "query_params_path": "a", "passage_params_path": "b"},
             "without --params_path",
         ),
-        ({"pin_dir": "{checkpoint_dir}/pins"}, "is inside the trainer's directory"),
+        ({"pin_dir": "{checkpoint_dir}/pins"}, "is inside --checkpoint_dir"),
         ({"confirm": "best"}, "--confirm=best needs two --dataset"),
         ({"confirm": "best", "rerank": "a"}, "--confirm and --rerank cannot be combined"),
     ],

@@ -111,7 +111,7 @@ def test_adapters_are_merged_into_their_base_for_each_checkpoint(place):
 
 def test_a_base_that_cannot_be_read_is_refused(place):
     said = place.refused(base_params="no/such", lora_alpha=3)
-    assert said.startswith("`base_params=no/such`: there is neither an Orbax checkpoint")
+    assert said.startswith("`base_params=no/such`: no/such is neither an Orbax checkpoint")
     assert "`model" not in said
 
 
