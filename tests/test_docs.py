@@ -34,8 +34,8 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 MODEL = ROOT / "tests/encoders/goldens/bert"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir", "logdir"}
-"""Flags of absl, SLURM, the demo's trainer and TensorBoard."""
+OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir", "logdir", "svg"}
+"""Flags of absl, SLURM, the demo's trainer, TensorBoard and draw_rooms.py."""
 
 GENERATED = {
     DOCS / "contributing.md": ROOT / "CONTRIBUTING.md",
