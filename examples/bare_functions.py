@@ -8,7 +8,7 @@ The checkpoints contain a tree with the names and shapes below, anywhere in thei
 import jax
 import jax.numpy as jnp
 
-from jaxval.encoders.adapter import FunctionEncoder
+from jaxval import FunctionEncoder
 
 VOCABULARY, WIDTH = 30522, 128
 

@@ -8,7 +8,7 @@ The checkpoints contain eqx.filter(model, eqx.is_array), anywhere in their tree.
 import equinox as eqx
 import jax
 
-from jaxval.encoders.adapter import FunctionEncoder
+from jaxval import FunctionEncoder
 
 
 class Retriever(eqx.Module):

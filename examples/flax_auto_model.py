@@ -10,7 +10,7 @@ import os
 
 from transformers import AutoConfig, FlaxAutoModel
 
-from jaxval.encoders.adapter import FunctionEncoder
+from jaxval import FunctionEncoder
 
 
 def factory():

@@ -7,7 +7,7 @@ The checkpoints contain its parameters, anywhere in their tree, e.g. as TrainSta
 
 import flax.linen as nn
 
-from jaxval.encoders.adapter import from_linen
+from jaxval import from_linen
 
 
 class Retriever(nn.Module):

@@ -7,7 +7,7 @@ The checkpoints contain nnx.state(model), or a pure dictionary of it, anywhere i
 
 from flax import nnx
 
-from jaxval.encoders.adapter import from_nnx
+from jaxval import from_nnx
 
 
 class Retriever(nnx.Module):

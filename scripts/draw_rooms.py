@@ -2,7 +2,7 @@
 
     python scripts/draw_rooms.py [PACKAGE_FOLDER] [--svg=FILE]
 
-A room is a folder of the package, or a module beside the folders. A room's floor is the length
+A room is a folder of the package, or a module beside the folders. A room's layer is the length
 of the longest chain of imports below it. Imports for type checking count too.
 """
 
@@ -52,38 +52,38 @@ def read_arrows(package: Path) -> dict[str, set[str]]:
     return arrows
 
 
-def floors(arrows: Arrows) -> dict[str, int]:
-    """Returns each room's floor, 0 for those that import no other.
+def layers(arrows: Arrows) -> dict[str, int]:
+    """Returns each room's layer, 0 for those that import no other.
 
     Raises:
       ValueError: rooms import each other in a circle.
     """
     found: dict[str, int] = {}
 
-    def floor(room: str, above: tuple[str, ...]) -> int:
+    def layer(room: str, above: tuple[str, ...]) -> int:
         if room in above:
             raise ValueError("a circle: " + " -> ".join((*above, room)))
         if room not in found:
-            below = [floor(other, (*above, room)) for other in arrows[room]]
+            below = [layer(other, (*above, room)) for other in arrows[room]]
             found[room] = 1 + max(below, default=-1)
         return found[room]
 
     for room in arrows:
-        floor(room, ())
+        layer(room, ())
     return found
 
 
-def by_floor(arrows: Arrows) -> list[list[str]]:
-    """Returns the rooms of each floor, the lowest floor first."""
+def by_layer(arrows: Arrows) -> list[list[str]]:
+    """Returns the rooms of each layer, the lowest layer first."""
     rooms = collections.defaultdict(list)
-    for room, number in floors(arrows).items():
+    for room, number in layers(arrows).items():
         rooms[number].append(room)
     return [sorted(rooms[number]) for number in sorted(rooms)]
 
 
 def svg(arrows: Arrows) -> str:
-    """Returns a drawing: a row for each floor, a line for each arrow."""
-    levels = by_floor(arrows)
+    """Returns a drawing: a row for each layer, a line for each arrow."""
+    levels = by_layer(arrows)
     places = {
         room: (WIDTH * (index + 0.5) / len(level), ROW * (len(levels) - number - 0.5))
         for number, level in enumerate(levels)
@@ -110,17 +110,17 @@ def svg(arrows: Arrows) -> str:
 
 
 def main() -> None:
-    """Prints the floors, and writes the drawing if a file is named."""
+    """Prints the layers, and writes the drawing if a file is named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("package", type=Path, nargs="?", default=HERE)
     parser.add_argument("--svg", type=Path, help="file to write a drawing to")
     options = parser.parse_args()
     arrows = read_arrows(options.package.resolve())
-    levels = by_floor(arrows)
+    levels = by_layer(arrows)
     for number, level in reversed(list(enumerate(levels))):
         print(f"{number}  {' '.join(level)}")
     count = sum(map(len, arrows.values()))
-    print(f"{len(arrows)} rooms, {count} arrows, {len(levels)} floors, no circle")
+    print(f"{len(arrows)} rooms, {count} arrows, {len(levels)} layers, no circle")
     if options.svg:
         options.svg.write_text(svg(arrows))
 

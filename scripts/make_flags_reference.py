@@ -31,7 +31,13 @@ _HEAD = """\
 
 Write a flag as `--name=value`. A Boolean flag can also be written as `--name` or `--noname`.
 Any flag can stand in a file, one flag per line; name the file with `--flagfile=val.flags`. A
-flag on the command line after `--flagfile` overrides the file.
+flag on the command line after `--flagfile` overrides the file. The flags that can be repeated
+(`--dataset`, `--run`, and `--strategy` of `jaxval.fidelity`) are an exception: those on the
+command line are added to those in the file.
+
+Some words in the tables: a checkpoint is *pinned* when hard links to its files keep it readable
+([more](../explanation/exactly-once.md)). It is *screened out* if it is significantly worse on a
+sample than the best checkpoint so far ([more](../how-to/samples.md)).
 """
 
 

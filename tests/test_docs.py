@@ -5,6 +5,7 @@ a small data set and a few checkpoints.
 """
 
 import ast
+import csv
 import importlib.util
 import json
 import re
@@ -33,10 +34,11 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 MODEL = ROOT / "tests/encoders/goldens/bert"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir", "logdir"}
-"""Flags of absl, SLURM, the demo's trainer and TensorBoard."""
+OTHERS = {"flagfile", "help", "requeue", "jaxval_output_dir", "logdir", "svg"}
+"""Flags of absl, SLURM, the demo's trainer, TensorBoard and draw_rooms.py."""
 
 GENERATED = {
+    DOCS / "contributing.md": ROOT / "CONTRIBUTING.md",
     DOCS / "tutorial/notebook.md": DOCS / "tutorial/notebook.ipynb",
     DOCS / "images/fidelity.png": ROOT / "benchmarks/fidelity/fidelity.png",
 }
@@ -261,13 +263,32 @@ def test_every_block_of_python_can_be_parsed():
             ast.parse(text)
 
 
-def test_the_tracker_of_contributing_has_the_methods_of_a_tracker():
+def example_tracker() -> str:
+    """The script of the page about results that adds a tracker."""
+    (script,) = (
+        text for text in code(DOCS / "how-to/results.md") if "class CsvTracker" in text
+    )
+    return script
+
+
+def test_the_example_of_a_tracker_has_the_methods_of_a_tracker():
     names = {}
-    (text,) = code(ROOT / "CONTRIBUTING.md")
-    exec(text, names)
+    exec(example_tracker(), names)
     for method in ("begin", "record", "fail", "end"):
-        example, protocol = getattr(names["Webhook"], method), getattr(Tracker, method)
+        example, protocol = getattr(names["CsvTracker"], method), getattr(Tracker, method)
         assert list(signature(example).parameters) == list(signature(protocol).parameters)
+
+
+def test_the_example_of_a_tracker_writes_each_result_once(world):
+    (world.root / "my_jaxval.py").write_text(example_tracker())
+    for _ in range(2):
+        finished = world.start("python my_jaxval.py --flagfile=val.flags")
+        assert finished.returncode == 0, finished.stderr
+        with (world.root / "results.csv").open(newline="") as file:
+            rows = [(int(row["step"]), row["measure"]) for row in csv.DictReader(file)]
+        measures = ("RR@10", "nDCG@10", "R@100")
+        expected = [(step, measure) for step in (0, 900, 1200) for measure in measures]
+        assert sorted(rows) == sorted(expected)
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
@@ -318,6 +339,13 @@ def test_every_exported_name_is_documented():
     page = (DOCS / "reference/api.md").read_text("utf-8")
     documented = set(re.findall(r"^::: jaxval\.(\w+)$", page, re.M))
     assert documented == {name for name in jaxval.__all__ if not name.startswith("__")}
+
+
+def test_every_documented_name_has_a_line_of_text():
+    page = (DOCS / "reference/api.md").read_text("utf-8")
+    documented = re.findall(r"^::: jaxval\.(?:[\w.]+\.)?(\w+)$", page, re.M)
+    assert documented
+    assert re.findall(r"^\| `(\w+)` \| \w", page, re.M) == documented
 
 
 def test_every_table_and_column_of_the_ledger_is_documented(tmp_path):
@@ -400,20 +428,28 @@ def test_no_link_is_dead(page):
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=relative)
-def test_every_file_that_is_included_exists(page):
-    for name in re.findall(r'--8<-- "([^":]+)', page.read_text("utf-8")):
+def test_every_file_that_is_included_exists_and_has_a_link(page):
+    text = page.read_text("utf-8")
+    linked = {(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", text)}
+    for name in re.findall(r'--8<-- "([^":]+)', text):
         assert (ROOT / name).is_file(), name
+        assert ROOT / name in linked, name
+
+
+def test_links_to_other_files_of_the_repository_lead_there_from_the_site():
+    relinked = script("docs_site").relinked
+    shown = relinked("[a](../../configs/val.flags) [b](#c) [d](x.md#e)", DOCS / "a", DOCS / "a")
+    url = "https://github.com/jaxval/jaxval/blob/main/configs/val.flags"
+    assert shown == f"[a]({url}) [b](#c) [d](x.md#e)"
+    assert relinked("[a](docs/how-to/x.md)", ROOT, DOCS) == "[a](how-to/x.md)"
+    assert relinked("[a](../../CONTRIBUTING.md#b)", DOCS / "a", DOCS / "a") == (
+        "[a](../contributing.md#b)"
+    )
 
 
 def anchors(page: Path) -> set[str]:
     """The names of a page's headings in links, as MkDocs makes them."""
-    text = re.sub(
-        r'^--8<-- "([^":]+)"$',
-        lambda included: (ROOT / included[1]).read_text("utf-8"),
-        page.read_text("utf-8"),
-        flags=re.M,
-    )
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.S)
     found = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.M):
         explicit = re.search(r"\{ #([\w-]+) \}$", heading)

@@ -26,7 +26,7 @@ _SEED = Flag(
 _DENSE_STEP = Flag(
     "dense_step",
     "Step of the checkpoint in --checkpoint_dir that ranks the passages for dense:depth=N. It"
-    " encodes the whole corpus once. None: there is no dense part.",
+    " encodes the whole corpus once. If not set: there is no dense part.",
     DEFINE_integer,
 )
 
@@ -79,7 +79,8 @@ python -m jaxval.sample --dataset=dev:FOLDER --strategy=run:depth=100 --run=PATH
         "Texts": tuple(
             replace(
                 flag,
-                help="Directory for tokenized texts. Runs can share it. None: a temporary one.",
+                help="Directory for tokenized texts. Runs can share it. If not set: a temporary"
+                " one.",
             )
             if flag.name == "token_dir"
             else flag
@@ -102,8 +103,8 @@ ignored.
             flags.CHECKPOINT_DIR,
             Flag(
                 "steps",
-                "Comma-separated steps of the checkpoints to compare, e.g. 0,100,200. Empty:"
-                " all committed checkpoints.",
+                "Comma-separated steps of the checkpoints to compare, e.g. 0,100,200. If not"
+                " set: all committed checkpoints.",
                 DEFINE_list,
                 default=[],
             ),

@@ -74,7 +74,7 @@ CHECK = Flag(
 DEVICES = Flag(
     "devices",
     "Devices to use: cpu, tpu, gpu (all GPUs), gpu:1, or gpu:2,gpu:3. Other GPUs are left"
-    " alone. Empty: the devices that JAX selects.",
+    " alone. If not set: the devices that JAX selects.",
     default="",
 )
 CHECKPOINT_DIR = setting(
@@ -126,7 +126,7 @@ CHECKPOINTS = (
         "idle_timeout",
         DEFINE_float,
         "Number of seconds without a new checkpoint after which the run ends: with status 0,"
-        " or with status 2 if --checkpoint_dir never existed. None: wait forever. A file"
+        " or with status 2 if --checkpoint_dir never existed. If not set: wait forever. A file"
         " `train_complete` in --checkpoint_dir ends the run too, once all checkpoints are"
         " validated.",
         lower_bound=0.0,
@@ -135,7 +135,7 @@ CHECKPOINTS = (
         Watching,
         "max_validations",
         DEFINE_integer,
-        "Number of validated checkpoints after which the run ends. None: no limit.",
+        "Number of validated checkpoints after which the run ends. If not set: no limit.",
         lower_bound=1,
     ),
     setting(
@@ -167,14 +167,14 @@ CHECKPOINTS = (
         DEFINE_string,
         "Directory for the hard links that keep a checkpoint readable after the trainer has"
         " deleted it. Must be on the same file system as --checkpoint_dir, and outside it."
-        " None: OUTPUT_DIR/pins.",
+        " If not set: OUTPUT_DIR/pins.",
     ),
     setting(
         PinLimit,
         "count",
         DEFINE_integer,
         "Maximum number of pinned checkpoints. Further ones are queued without a pin and may"
-        " be deleted by the trainer. None: no limit.",
+        " be deleted by the trainer. If not set: no limit.",
         name="max_pins",
         lower_bound=0,
     ),
@@ -183,7 +183,7 @@ CHECKPOINTS = (
         "bytes",
         DEFINE_float,
         "Maximum size of all pinned checkpoints, in GiB. Further ones are queued without a pin"
-        " and may be deleted by the trainer. None: no limit.",
+        " and may be deleted by the trainer. If not set: no limit.",
         name="max_pinned_gib",
         convert=_bytes,
         lower_bound=0.0,
@@ -206,7 +206,7 @@ SETS_AND_MEASURES = (
         DEFINE_string,
         "A run file in TREC or MS MARCO format, plain or .gz. Only the passages that it ranks"
         " --depth or higher are encoded, and each is scored only for the queries that it is"
-        " ranked for. None: search the whole corpus.",
+        " ranked for. If not set: search the whole corpus.",
         convert=_path,
     ),
     setting(
@@ -253,7 +253,7 @@ ENCODER = (
         Model,
         "tokenizer",
         DEFINE_string,
-        "Folder or hub name of the tokenizer. None: the tokenizer of --model.",
+        "Folder or hub name of the tokenizer. If not set: the tokenizer of --model.",
         convert=_text,
     ),
     setting(
@@ -261,7 +261,7 @@ ENCODER = (
         "tree",
         DEFINE_string,
         "Subtree of the checkpoint that holds the encoder's parameters, or those of both"
-        " towers, e.g. default/ema_params. None: found by structure.",
+        " towers, e.g. default/ema_params. If not set: found by structure.",
         name="params_path",
     ),
     setting(
@@ -269,7 +269,7 @@ ENCODER = (
         "query",
         DEFINE_string,
         "Subtree that holds the query tower's parameters. Needed where each tower has its own"
-        " subtree and their names do not show which is which. None: found by structure.",
+        " subtree and their names do not show which is which. If not set: found by structure.",
         name="query_params_path",
     ),
     setting(
@@ -277,7 +277,7 @@ ENCODER = (
         "passage",
         DEFINE_string,
         "Subtree that holds the passage tower's parameters. Set together with"
-        " --query_params_path. None: found by structure.",
+        " --query_params_path. If not set: found by structure.",
         name="passage_params_path",
     ),
     setting(
@@ -285,14 +285,14 @@ ENCODER = (
         "base_params",
         DEFINE_string,
         "Orbax checkpoint or Hugging Face folder with the base parameters, for checkpoints that"
-        " hold LoRA adapters alone. None: checkpoints hold all parameters.",
+        " hold LoRA adapters alone. If not set: checkpoints hold all parameters.",
     ),
     setting(
         Model,
         "lora_alpha",
         DEFINE_float,
         "The alpha that the LoRA adapters were trained with: they are scaled by alpha / rank."
-        " Set together with --base_params. None: no adapters.",
+        " Set together with --base_params. If not set: no adapters.",
     ),
     setting(
         Model,
@@ -305,21 +305,22 @@ ENCODER = (
         Model,
         "pooling",
         DEFINE_enum,
-        "Overrides the pooling of --model. None: keep it.",
+        "Overrides the pooling of --model. If not set: keep it.",
         enum_values=["cls", "mean", "last"],
     ),
     setting(
         Model,
         "normalize",
         DEFINE_bool,
-        "Overrides whether the vectors of --model are scaled to unit length. None: keep it.",
+        "Overrides whether the vectors of --model are scaled to unit length. If not set:"
+        " keep it.",
     ),
     setting(
         Model,
         "dim",
         DEFINE_integer,
         "Number of leading components to keep of each vector of --model (Matryoshka"
-        " embeddings). None: keep all.",
+        " embeddings). If not set: keep all.",
         lower_bound=1,
     ),
 )
@@ -337,8 +338,8 @@ TEXTS = (
         "passage_prefix",
         DEFINE_string,
         "Text before each passage, e.g. 'passage: ' for E5. In a flag file, quotes keep the"
-        " trailing space. None: the sentence-transformers prompt for documents in --model, or"
-        " nothing.",
+        " trailing space. If not set: the sentence-transformers prompt for documents in"
+        " --model, or nothing.",
         convert=_unquote,
     ),
     setting(
@@ -346,16 +347,16 @@ TEXTS = (
         "query_prefix",
         DEFINE_string,
         "Text before each query, e.g. 'query: ' for E5. In a flag file, quotes keep the"
-        " trailing space. None: the sentence-transformers prompt for queries in --model, or"
-        " nothing.",
+        " trailing space. If not set: the sentence-transformers prompt for queries in --model,"
+        " or nothing.",
         convert=_unquote,
     ),
     setting(
         Texts,
         "passage_max_len",
         DEFINE_integer,
-        "Maximum number of tokens of a passage, including special tokens. None: the value in"
-        " --model, else 256, within the model's limit.",
+        "Maximum number of tokens of a passage, including special tokens. If not set: the value"
+        " in --model, else 256, within the model's limit.",
         lower_bound=3,
         upper_bound=32_768,
     ),
@@ -363,8 +364,8 @@ TEXTS = (
         Texts,
         "query_max_len",
         DEFINE_integer,
-        "Maximum number of tokens of a query, including special tokens. None: the value in"
-        " --model, else 64, within the model's limit.",
+        "Maximum number of tokens of a query, including special tokens. If not set: the value"
+        " in --model, else 64, within the model's limit.",
         lower_bound=3,
         upper_bound=32_768,
     ),
@@ -372,7 +373,7 @@ TEXTS = (
         Texts,
         "token_dir",
         DEFINE_string,
-        "Directory for tokenized texts. Runs can share it. None: OUTPUT_DIR/tokens.",
+        "Directory for tokenized texts. Runs can share it. If not set: OUTPUT_DIR/tokens.",
     ),
 )
 
@@ -382,8 +383,8 @@ COMPUTATION = (
         Evaluation,
         "batch_tokens",
         DEFINE_integer,
-        "Maximum number of tokens per batch on each device, including padding. None: 1024 on"
-        " CPUs, 65536 on other devices.",
+        "Maximum number of tokens per batch on each device, including padding. If not set: 1024"
+        " on CPUs, 65536 on other devices.",
         lower_bound=1,
     ),
 )
@@ -394,8 +395,8 @@ OUTPUT = (
         Output,
         "write_run",
         DEFINE_enum,
-        "Write the hits of each checkpoint to OUTPUT_DIR/runs, in this format. None: write no"
-        " runs.",
+        "Write the hits of each checkpoint to OUTPUT_DIR/runs, in this format. If not set:"
+        " write no runs.",
         enum_values=["trec", "msmarco"],
     ),
 )
@@ -405,8 +406,8 @@ BEST = (
         Evaluation,
         "select_by",
         DEFINE_string,
-        "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. None: the first"
-        " --dataset (with --confirm the second) and the first of --measures.",
+        "NAME:MEASURE that decides which checkpoint is best, e.g. dev:nDCG@10. If not set: the"
+        " first --dataset (with --confirm the second) and the first of --measures.",
     ),
     setting(
         Evaluation,
@@ -414,7 +415,7 @@ BEST = (
         DEFINE_enum,
         "Evaluate each checkpoint on the first of two --dataset, a sample, and on the second,"
         " the whole set, only if it is not significantly worse on the sample than the best so"
-        " far. None: evaluate each checkpoint on every set.",
+        " far. If not set: evaluate each checkpoint on every set.",
         enum_values=["best"],
     ),
     setting(
@@ -422,7 +423,7 @@ BEST = (
         "patience",
         DEFINE_integer,
         "Number of validations without a significant gain after which the trainer is told to"
-        " stop (jaxval.signals). None: never.",
+        " stop (jaxval.signals). If not set: never.",
         lower_bound=1,
     ),
     setting(

@@ -50,11 +50,11 @@ def test_names_are_unique():
 
 
 @pytest.mark.parametrize("flag", flags.ALL, ids=lambda flag: flag.name)
-def test_help_says_what_none_means(flag):
+def test_help_says_what_happens_if_a_flag_is_not_set(flag):
     assert flag.help[0].isupper()
     assert flag.help.endswith(".")
     assert (
         flag.default is not None
         or flag.help.startswith("Required. ")
-        or ("None: " in flag.help or "Replaces" in flag.help or flag.name == "model")
+        or ("If not set: " in flag.help or "Replaces" in flag.help or flag.name == "model")
     )
