@@ -163,7 +163,7 @@ class App:
             for flag in topic:
                 lines += _describe(values[flag.name])
             lines.append("")
-        lines.append("Any flag can stand in a file, one per line: --flagfile=val.flags")
+        lines.append("Any flag can be in a file, one per line: --flagfile=val.flags")
         return "\n".join(lines)
 
 

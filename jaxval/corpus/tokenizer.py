@@ -307,9 +307,9 @@ def _report_difference(name: str, tokenizer: Tokenizer) -> None:
         (ids,), (changed,) = (each.encode([text], 64) for each in (tokenizer, other))
         if ids != changed:
             _LOG.warning(
-                "AutoTokenizer of the installed transformers changes what tokenizer.json of %s"
-                " says; using tokenizer.json, as transformers 4 does. For example, %r: %s"
-                " instead of %s",
+                "AutoTokenizer of the installed transformers gives other ids than the files of"
+                " %s; using tokenizer.json and its flags, as transformers 4 does. For example,"
+                " %r: %s instead of %s",
                 *(name, text, ids, changed),
             )
             return

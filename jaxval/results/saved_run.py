@@ -127,7 +127,7 @@ class SavedRun:
         return self._ledger.settings()[rows[0].result.series]
 
     def best(self, dataset: str | None = None, measure: str | None = None) -> Result | None:
-        """Returns the best result, of equals the earlier; None if there is no result.
+        """Returns the best result, the earlier one of a tie; None if there is no result.
 
         Args:
           dataset: The name of a validation set. None takes the one that the run selects by.
@@ -143,7 +143,7 @@ class SavedRun:
         """Returns a DataFrame with a row for each checkpoint and validation set.
 
         For a measure M there are the columns `M`, `M low` and `M high` (its 95% interval)
-        and `M p` (the p-value of its difference from the step `against`). Seconds stand in
+        and `M p` (the p-value of its difference from the step `against`). Seconds are in
         columns like `seconds search`.
         """
         pandas = _optional("pandas")

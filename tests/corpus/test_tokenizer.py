@@ -189,7 +189,7 @@ def test_a_class_that_changes_the_file_is_reported_with_an_example(tmp_path, cap
     # The example has a word that the class lowercases.
     made.add_tokens(["Hello", "hello", "World", "world"])
     load(folder_of(tmp_path, made, tokenizer_class="BertTokenizerFast", unk_token="[UNK]"))
-    assert "using tokenizer.json, as transformers 4 does" in caplog.text
+    assert "using tokenizer.json and its flags, as transformers 4 does" in caplog.text
     assert "'Hello World': [" in caplog.text
 
 
