@@ -30,7 +30,7 @@ _HEAD = """\
 <!-- Written by scripts/make_flags_reference.py. Do not edit. -->
 
 Write a flag as `--name=value`. A Boolean flag can also be written as `--name` or `--noname`.
-Any flag can stand in a file, one flag per line; name the file with `--flagfile=val.flags`. A
+Any flag can be in a file, one flag per line; name the file with `--flagfile=val.flags`. A
 flag on the command line after `--flagfile` overrides the file. The flags that can be repeated
 (`--dataset`, `--run`, and `--strategy` of `jaxval.fidelity`) are an exception: those on the
 command line are added to those in the file.
