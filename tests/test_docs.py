@@ -107,8 +107,8 @@ class World:
     """Directories and files that stand for those of the examples.
 
     Attributes:
-      root: the working directory; has experiments/, models/, data/ and runs/demo/.
-      finished: command -> what became of it, for those that have run.
+      root: The working directory; has experiments/, models/, data/ and runs/demo/.
+      finished: Command -> what became of it, for those that have run.
     """
 
     def __init__(self, root: Path):

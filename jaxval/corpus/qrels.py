@@ -25,7 +25,7 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
       path: The file, plain or .gz.
 
     Returns:
-      query id -> document id -> grade.
+      Query id -> document id -> grade.
 
     Raises:
       DataError: A line cannot be used, a pair has two grades, or there is no judgement.
