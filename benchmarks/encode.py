@@ -39,10 +39,10 @@ class Ours:
     """jaxval's encoder, and the tokens of some texts.
 
     Attributes:
-      config: configuration of the model.
-      batch_tokens: maximum number of tokens per batch.
-      store: the texts' tokens.
-      tokenizing: seconds that tokenizing took.
+      config: Configuration of the model.
+      batch_tokens: Maximum number of tokens per batch.
+      store: The texts' tokens.
+      tokenizing: Seconds that tokenizing took.
     """
 
     def __init__(self, model: Path, texts: Sequence[str], tokens: Path):
@@ -92,9 +92,9 @@ def rate_of_products(config: Any, tokens: int, seconds: float = 2.0) -> float:
     JAX and NumPy are timed, and the faster one counts.
 
     Args:
-      config: configuration of the model.
-      tokens: number of tokens in the batch.
-      seconds: how long to time each of the two.
+      config: Configuration of the model.
+      tokens: Number of tokens in the batch.
+      seconds: How long to time each of the two.
     """
     import jax
     import numpy as np
@@ -135,7 +135,7 @@ class Peer:
     """A running process of sentence-transformers.
 
     Attributes:
-      process: the process.
+      process: The process.
     """
 
     process: subprocess.Popen[str]
@@ -151,7 +151,7 @@ class Peer:
           (the batch size).
 
         Raises:
-          RuntimeError: the process ended.
+          RuntimeError: The process ended.
         """
         print(dtype, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline() if self.process.stdout else ""
@@ -167,11 +167,11 @@ def peer(
     """Starts sentence-transformers in a process, and ends it with the context.
 
     Args:
-      python: interpreter that has sentence-transformers.
-      model: the model's folder.
-      texts: the texts to encode.
+      python: Interpreter that has sentence-transformers.
+      model: The model's folder.
+      texts: The texts to encode.
       device: `cpu` or `cuda`.
-      root: folder for the texts and for the vectors, `vectors.npy`.
+      root: Folder for the texts and for the vectors, `vectors.npy`.
     """
     (root / "texts.json").write_text(json.dumps(list(texts)))
     command = [python, WORKER, model, root / "texts.json", device, root / "vectors.npy"]

@@ -45,11 +45,11 @@ class Size:
     """The size of the benchmark.
 
     Attributes:
-      config: entries of the model's config.json.
-      passages: number of passages to encode.
-      peer_passages: number of passages that sentence-transformers encodes as well.
-      queries: number of queries to search.
-      depths: depths of the search.
+      config: Entries of the model's config.json.
+      passages: Number of passages to encode.
+      peer_passages: Number of passages that sentence-transformers encodes as well.
+      queries: Number of queries to search.
+      depths: Depths of the search.
       index: (number of vectors, their width) of each search.
     """
 
@@ -183,10 +183,10 @@ class Ours:
     """jaxval's encoder in bfloat16, with one kind of attention.
 
     Attributes:
-      config: configuration of the model.
-      batch_tokens: maximum number of tokens per batch on each device.
-      params: the parameters, on the devices.
-      tower: the compiled encoder.
+      config: Configuration of the model.
+      batch_tokens: Maximum number of tokens per batch on each device.
+      params: The parameters, on the devices.
+      tower: The compiled encoder.
     """
 
     def __init__(self, model: Path, attend: Any):

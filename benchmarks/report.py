@@ -26,7 +26,7 @@ def machine(*packages: str) -> dict[str, Any]:
     """Returns a description of the machine, the date, and versions of packages.
 
     Args:
-      packages: packages to list in addition to jax and jaxlib, e.g. "torch".
+      packages: Packages to list in addition to jax and jaxlib, e.g. "torch".
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -45,8 +45,8 @@ def versions(*packages: str, python: str = sys.executable) -> dict[str, str]:
     Ends the process with a message if a package is not installed.
 
     Args:
-      packages: names of the packages.
-      python: path of the interpreter.
+      packages: Names of the packages.
+      python: Path of the interpreter.
     """
     command = [python, "-c", _VERSIONS, *packages]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -103,9 +103,9 @@ def write(name: str, result: Mapping[str, Any], *packages: str) -> Path:
     Prints the path.
 
     Args:
-      name: name of the benchmark.
-      result: the result, of types that JSON can hold.
-      packages: packages whose versions are recorded, as in `machine`.
+      name: Name of the benchmark.
+      result: The result, of types that JSON can hold.
+      packages: Packages whose versions are recorded, as in `machine`.
 
     Returns:
       The path of the file.

@@ -57,9 +57,9 @@ class World:
     """Inputs of both tools.
 
     Attributes:
-      root: folder with the validation set in data/, and checkpoints in orbax/ and huggingface/.
-      model: folder of the model and its tokenizer.
-      peer_python: interpreter that has asyncval.
+      root: Folder with the validation set in data/, and checkpoints in orbax/ and huggingface/.
+      model: Folder of the model and its tokenizer.
+      peer_python: Interpreter that has asyncval.
     """
 
     root: Path
@@ -72,10 +72,10 @@ class Run:
     """One run of a tool over all checkpoints.
 
     Attributes:
-      cold: seconds to the first result, including `tokenizing`.
-      later: seconds from each result to the next.
-      measures: measure -> value, for each checkpoint.
-      tokenizing: seconds that tokenizing took before the process started; 0 for jaxval.
+      cold: Seconds to the first result, including `tokenizing`.
+      later: Seconds from each result to the next.
+      measures: Measure -> value, for each checkpoint.
+      tokenizing: Seconds that tokenizing took before the process started; 0 for jaxval.
     """
 
     cold: float
@@ -90,10 +90,10 @@ def build(world: World, data: Path, passages: int, queries: int) -> None:
     All checkpoints have the same parameters.
 
     Args:
-      world: the inputs.
+      world: The inputs.
       data: BEIR folder of the collection.
-      passages: number of passages to take from the collection.
-      queries: number of queries to take from the collection.
+      passages: Number of passages to take from the collection.
+      queries: Number of queries to take from the collection.
     """
     take(data, world.root / "data", passages, queries)
     convert = ["-m", "jaxval.convert", f"--model={world.model}"]
@@ -198,9 +198,9 @@ def follow(
     Ends this process with a message if the command fails.
 
     Args:
-      command: the command.
-      results: file to which the command writes one line of JSON per checkpoint.
-      log: file for the output of the command.
+      command: The command.
+      results: File to which the command writes one line of JSON per checkpoint.
+      log: File for the output of the command.
 
     Returns:
       (seconds from the start of the command until the line appeared, record) of each line.

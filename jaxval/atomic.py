@@ -26,14 +26,14 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Creates a file, or replaces it, as a whole.
 
     Args:
-      path: the file. Its folder exists.
+      path: The file. Its folder exists.
 
     Yields:
       The temporary file, which the block writes. It takes the place of `path` when the block
       ends without an error.
 
     Raises:
-      OSError: the file cannot be written; the old file is unchanged.
+      OSError: The file cannot be written; the old file is unchanged.
     """
     sweep(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
     partial = _partial(path)
@@ -52,7 +52,7 @@ def make_partial(path: Path) -> Path:
     The caller removes the folder if the build fails, and calls `publish_folder` otherwise.
 
     Raises:
-      OSError: the folder cannot be created.
+      OSError: The folder cannot be created.
     """
     partial = _partial(path)
     partial.mkdir(parents=True)
@@ -63,13 +63,13 @@ def publish_folder(partial: Path, path: Path, taken: Callable[[], bool]) -> None
     """Renames a complete folder to its final name, after its files are on disk.
 
     Args:
-      partial: the folder that `make_partial` created.
-      path: the final name. Nothing is there, or an empty folder.
-      taken: called if `path` holds something by now; whether it is the same content, which
+      partial: The folder that `make_partial` created.
+      path: The final name. Nothing is there, or an empty folder.
+      taken: Called if `path` holds something by now; whether it is the same content, which
         another process has published first. `partial` then stays where it is.
 
     Raises:
-      OSError: the folder cannot be synced or renamed.
+      OSError: The folder cannot be synced or renamed.
     """
     for inner in partial.rglob("*"):
         (_sync_folder if inner.is_dir() else _sync)(inner)
@@ -86,7 +86,7 @@ def sweep(partials: Iterable[Path]) -> None:
     """Removes the temporary files and folders of killed processes.
 
     Args:
-      partials: candidates. Those in which something has changed within a day are kept,
+      partials: Candidates. Those in which something has changed within a day are kept,
         because their process may still be writing.
     """
     for partial in partials:

@@ -140,7 +140,7 @@ class DatasetFiles:
       name: Name of the set.
       corpus: File of passages, or a folder of such files.
       queries: File of queries.
-      qrels: File of relevance judgements.
+      qrels: File of relevance judgments.
     """
 
     name: str

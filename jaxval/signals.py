@@ -34,9 +34,9 @@ class Best:
     """The best checkpoint so far.
 
     Attributes:
-      step: its training step.
-      value: its mean of the measure that decides.
-      checkpoint: the path at which the trainer saved it.
+      step: Its training step.
+      value: Its mean of the measure that decides.
+      checkpoint: The path at which the trainer saved it.
     """
 
     step: int
@@ -49,13 +49,13 @@ class State:
     """The content of signals.json. `State()` stands for a missing file.
 
     Attributes:
-      select_by: the measure that decides, as SET:MEASURE.
-      best: the best checkpoint so far; None if none was validated.
-      values: step -> value of select_by, for all validated steps.
-      failed: steps that will not be validated: lost, corrupt, skipped or screened out.
-      stop: whether training should stop.
-      reason: why it should stop, for people; empty if it should not.
-      lower_is_better: whether lower values are better.
+      select_by: The measure that decides, as SET:MEASURE.
+      best: The best checkpoint so far; None if none was validated.
+      values: Step -> value of select_by, for all validated steps.
+      failed: Steps that will not be validated: lost, corrupt, skipped or screened out.
+      stop: Whether training should stop.
+      reason: Why it should stop, for people; empty if it should not.
+      lower_is_better: Whether lower values are better.
     """
 
     select_by: str = ""
@@ -71,11 +71,11 @@ def write(output_dir: Folder, state: State) -> None:
     """Replaces signals.json as a whole: a reader finds the old state or the new one.
 
     Args:
-      output_dir: jaxval's `output_dir`. It exists.
-      state: what to write.
+      output_dir: The `output_dir` of jaxval. It exists.
+      state: What to write.
 
     Raises:
-      OSError: the file cannot be written, for example on a full disk. The old file stays.
+      OSError: The file cannot be written, for example on a full disk. The old file stays.
     """
     with replace_file(Path(output_dir, _NAME)) as partial:
         partial.write_text(json.dumps(_to_json(state), indent=1), encoding="utf-8")
@@ -85,13 +85,13 @@ def read(output_dir: Folder) -> State:
     """Reads signals.json.
 
     Args:
-      output_dir: jaxval's `output_dir`.
+      output_dir: The `output_dir` of jaxval.
 
     Returns:
       The state; `State()` if there is no file.
 
     Raises:
-      ValueError: the file is there, but `write` of this version did not write it.
+      ValueError: The file is there, but `write` of this version did not write it.
     """
     path = Path(output_dir, _NAME)
     try:
@@ -115,7 +115,7 @@ class Signals:
     they read at different times: let one process call `should_stop` and broadcast the answer.
 
     Args:
-      output_dir: jaxval's `output_dir`. It need not exist yet.
+      output_dir: The `output_dir` of jaxval. It need not exist yet.
     """
 
     def __init__(self, output_dir: Folder):
@@ -139,8 +139,8 @@ class Signals:
         known only later.
 
         Args:
-          keep: number of best checkpoints to keep, by the measure that decides.
-          newest: number of newest checkpoints to keep, so that training can be resumed.
+          keep: Number of best checkpoints to keep, by the measure that decides.
+          newest: Number of newest checkpoints to keep, so that training can be resumed.
 
         Raises:
           ValueError: `keep` is negative, or `newest` is less than 1.
@@ -181,9 +181,9 @@ class PreservationPolicy:
     disk has room, or that jaxval is restarted.
 
     Attributes:
-      signals: tells which steps are validated, and their values.
-      keep: number of best checkpoints to keep.
-      newest: number of newest checkpoints to keep.
+      signals: Tells which steps are validated, and their values.
+      keep: Number of best checkpoints to keep.
+      newest: Number of newest checkpoints to keep.
     """
 
     signals: Signals
@@ -196,8 +196,8 @@ class PreservationPolicy:
         """Implements Orbax's protocol.
 
         Args:
-          checkpoints: the saved checkpoints, oldest first.
-          context: unused.
+          checkpoints: The saved checkpoints, oldest first.
+          context: Unused.
 
         Returns:
           For each checkpoint, whether to keep it.

@@ -56,7 +56,7 @@ def layers(arrows: Arrows) -> dict[str, int]:
     """Returns each room's layer, 0 for those that import no other.
 
     Raises:
-      ValueError: rooms import each other in a circle.
+      ValueError: Rooms import each other in a circle.
     """
     found: dict[str, int] = {}
 

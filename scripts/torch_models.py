@@ -15,12 +15,12 @@ class Sizes:
     """The sizes that all families have.
 
     Attributes:
-      vocab: number of token ids.
-      width: width of the states.
-      layers: number of layers.
-      heads: number of attention heads, an even number.
-      inner: width inside the feed-forward layers.
-      positions: maximum length in tokens.
+      vocab: Number of token ids.
+      width: Width of the states.
+      layers: Number of layers.
+      heads: Number of attention heads, an even number.
+      inner: Width inside the feed-forward layers.
+      positions: Maximum length in tokens.
     """
 
     vocab: int

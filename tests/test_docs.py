@@ -109,8 +109,8 @@ class World:
     """Directories and files that stand for those of the examples.
 
     Attributes:
-      root: the working directory; has experiments/, models/, data/ and runs/demo/.
-      finished: command -> what became of it, for those that have run.
+      root: The working directory; has experiments/, models/, data/ and runs/demo/.
+      finished: Command -> what became of it, for those that have run.
     """
 
     def __init__(self, root: Path):
@@ -163,8 +163,8 @@ def write_texts(folder: Path) -> None:
     for name in ("corpus", "queries"):
         lines = [json.dumps({"_id": f"{i}", "text": text}) for i, text in enumerate(texts)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    judgements = "".join(f"{i}\t{i}\t1\n" for i in range(len(texts)))
-    (folder / "qrels/test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}")
+    judgments = "".join(f"{i}\t{i}\t1\n" for i in range(len(texts)))
+    (folder / "qrels/test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgments}")
 
 
 def save(path: Path, params) -> None:

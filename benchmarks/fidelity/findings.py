@@ -23,8 +23,8 @@ def strategies(report: dict[str, Any], name: str) -> Iterator[str]:
     """Yields a table with one row per strategy: cost, agreement, regret and optimism.
 
     Args:
-      report: content of fidelity.json.
-      name: name of the measure.
+      report: Content of fidelity.json.
+      name: Name of the measure.
     """
     whole = np.array(report["strategies"][0]["means"][name])
     heads = (
@@ -106,10 +106,10 @@ def errors(whole: np.ndarray, part: np.ndarray, known: Sequence[int], rule: Any)
     """Returns estimated minus true values of the checkpoints that are not confirmed.
 
     Args:
-      whole: values on the whole corpus, [checkpoints].
-      part: values on the sample, [checkpoints].
-      known: indices of the confirmed checkpoints.
-      rule: one of RULES.
+      whole: Values on the whole corpus, [checkpoints].
+      part: Values on the sample, [checkpoints].
+      known: Indices of the confirmed checkpoints.
+      rule: One of RULES.
     """
     pairs = {number: (part[number], whole[number]) for number in known}
     others = [number for number in range(len(whole)) if number not in pairs]
@@ -120,9 +120,9 @@ def corrections(report: dict[str, Any], chosen: dict[str, Any], name: str) -> It
     """Yields a table with one row per strategy: mean and largest absolute error of each rule.
 
     Args:
-      report: content of fidelity.json.
-      chosen: content of confirm.json.
-      name: name of the measure.
+      report: Content of fidelity.json.
+      chosen: Content of confirm.json.
+      name: Name of the measure.
     """
     whole, steps = np.array(report["strategies"][0]["means"][name]), report["steps"]
     out = {steps.index(step) for step in chosen["screened"]["newest"]}
@@ -147,7 +147,7 @@ def confirmed(report: dict[str, Any]) -> Iterator[str]:
     """Yields a table with one row per checkpoint: the input and the decision of --confirm=best.
 
     Args:
-      report: content of confirm.json.
+      report: Content of confirm.json.
     """
     heads = [
         "sample",

@@ -75,10 +75,10 @@ def flags(work: Path, checkpoints: Path, output: Path, part: str = "set") -> lis
     """Returns flags of an app.
 
     Args:
-      work: folder of the study.
-      checkpoints: folder of the checkpoints.
-      output: output folder.
-      part: folder of the validation set, within `work`.
+      work: Folder of the study.
+      checkpoints: Folder of the checkpoints.
+      output: Output folder.
+      part: Folder of the validation set, within `work`.
     """
     return [
         f"--checkpoint_dir={checkpoints}",
@@ -119,8 +119,8 @@ def confirm(work: Path, report: dict[str, Any]) -> dict[str, Any]:
     the report.
 
     Args:
-      work: folder of the study.
-      report: content of fidelity.json.
+      work: Folder of the study.
+      report: Content of fidelity.json.
 
     Returns:
       The content of confirm.json: one row per checkpoint, and the steps that are screened out

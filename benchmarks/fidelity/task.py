@@ -25,10 +25,10 @@ def build(folder: Path, data: Path, queries: int, distractors: int) -> None:
     """Writes `folder/set`, in BEIR format, and `folder/train.jsonl`.
 
     Args:
-      folder: folder to write to.
-      data: folder of the collections squad-dev and awsdocs-passages.
-      queries: number of validation queries.
-      distractors: number of passages of awsdocs-passages.
+      folder: Folder to write to.
+      data: Folder of the collections squad-dev and awsdocs-passages.
+      queries: Number of validation queries.
+      distractors: Number of passages of awsdocs-passages.
     """
     squad = parse(f"squad:{data / 'squad-dev'}")
     questions = load_queries(squad)

@@ -26,10 +26,10 @@ class TextStats:
     """The queries or the passages of a set.
 
     Attributes:
-      store: all of them, tokenized.
-      recipe: how they became tokens.
-      shapes: batch shape -> number of batches.
-      truncated: number of queries that are truncated; of passages, the number that reach the
+      store: All of them, tokenized.
+      recipe: How they became tokens.
+      shapes: Batch shape -> number of batches.
+      truncated: Number of queries that are truncated; of passages, the number that reach the
         limit.
     """
 
@@ -50,12 +50,12 @@ class VectorStats:
     """The vectors of a sample of a set.
 
     Attributes:
-      queries: number of queries in the sample.
-      passages: number of passages in the sample.
-      dim: dimension of the vectors.
-      norms: norms of the shortest and of the longest vector.
-      query_cosine: mean cosine of two queries.
-      passage_cosine: mean cosine of two passages.
+      queries: Number of queries in the sample.
+      passages: Number of passages in the sample.
+      dim: Dimension of the vectors.
+      norms: Norms of the shortest and of the longest vector.
+      query_cosine: Mean cosine of two queries.
+      passage_cosine: Mean cosine of two passages.
     """
 
     queries: int
@@ -71,12 +71,12 @@ class SetReport:
     """What was found about a set.
 
     Attributes:
-      name: the set's name.
-      queries: its queries.
-      passages: its passages.
-      candidates: mean number of passages that `rerank` scores per query; None for all.
-      vectors: vectors of a sample; None if nothing could be encoded.
-      ranking: ranking of the sample; None if nothing could be encoded or judged.
+      name: The set's name.
+      queries: Its queries.
+      passages: Its passages.
+      candidates: Mean number of passages that `rerank` scores per query; None for all.
+      vectors: Vectors of a sample; None if nothing could be encoded.
+      ranking: Ranking of the sample; None if nothing could be encoded or judged.
     """
 
     name: str
@@ -92,10 +92,10 @@ class CorpusTime:
     """Time that a checkpoint takes for one corpus, in seconds.
 
     Attributes:
-      datasets: names of the sets that are searched in the corpus.
-      queries: for encoding the queries.
-      passages: for encoding the passages.
-      search: for the search.
+      datasets: Names of the sets that are searched in the corpus.
+      queries: For encoding the queries.
+      passages: For encoding the passages.
+      search: For the search.
     """
 
     datasets: tuple[str, ...]
@@ -114,12 +114,12 @@ class CheckpointTime:
     """Time that a checkpoint takes, in seconds.
 
     Attributes:
-      restore: for reading it and copying it to the devices; None if there was no checkpoint.
-      corpora: for each corpus.
-      startup: additional time of a run's first checkpoint, for the programs.
-      programs: number of programs.
-      screened: whether `confirm` validates only some checkpoints on the last corpus.
-      load: the machine's load per core, if it is too high for exact timings; else None.
+      restore: For reading it and copying it to the devices; None if there was no checkpoint.
+      corpora: For each corpus.
+      startup: Additional time of a run's first checkpoint, for the programs.
+      programs: Number of programs.
+      screened: Whether `confirm` validates only some checkpoints on the last corpus.
+      load: The machine's load per core, if it is too high for exact timings; else None.
     """
 
     restore: float | None
@@ -135,15 +135,15 @@ class Report:
     """What `check` found.
 
     Attributes:
-      newest: the newest checkpoint.
-      plan: how it would be validated.
-      select_by: which checkpoint is best.
-      sets: what was found about each set.
-      times: how long a checkpoint takes.
-      device: memory of each device.
-      host: memory of the host.
-      cached: what `check` has written that a run will use.
-      findings: what looks wrong.
+      newest: The newest checkpoint.
+      plan: How it would be validated.
+      select_by: Which checkpoint is best.
+      sets: What was found about each set.
+      times: How long a checkpoint takes.
+      device: Memory of each device.
+      host: Memory of the host.
+      cached: What `check` has written that a run will use.
+      findings: What looks wrong.
     """
 
     newest: NewestCheckpoint

@@ -34,12 +34,12 @@ def run(
     """Inspects everything that a validation needs.
 
     Args:
-      config: settings of the run to come.
-      devices: opens the devices; called when the settings and the data are valid.
-      progress: shows long work.
+      config: Settings of the run to come.
+      devices: Opens the devices; called when the settings and the data are valid.
+      progress: Shows long work.
 
     Raises:
-      UserError: the settings or the data are invalid, so nothing can be inspected.
+      UserError: The settings or the data are invalid, so nothing can be inspected.
     """
     load = timing.high_load()  # before this process adds to it
     prepared = prepare(config.evaluation, devices, progress)

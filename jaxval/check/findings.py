@@ -39,8 +39,8 @@ class Finding:
     """Something that looks wrong.
 
     Attributes:
-      text: what is wrong, why, and the remedy, in one line.
-      error: whether a validation would fail or its results would be meaningless.
+      text: What is wrong, why, and the remedy, in one line.
+      error: Whether a validation would fail or its results would be meaningless.
     """
 
     text: str
@@ -74,10 +74,10 @@ def truncated(kind: str, dataset: str, count: int, of: int, max_len: int) -> lis
 
     Args:
       kind: `query` or `passage`.
-      dataset: the set's name.
-      count: number of truncated texts; of passages, those that reach the limit.
-      of: number of all texts.
-      max_len: the limit, in tokens.
+      dataset: The set's name.
+      count: Number of truncated texts; of passages, those that reach the limit.
+      of: Number of all texts.
+      max_len: The limit, in tokens.
     """
     allowed = {"query": QUERIES_CUT, "passage": PASSAGES_CUT}[kind]
     if count <= allowed * of:
@@ -98,10 +98,10 @@ def missing_prefixes(
     """Reports empty prefixes, if the model's folder or its family asks for some.
 
     Args:
-      model: the model folder; None if there is none.
-      name: the name by which the user calls it.
-      query_prefix: text before each query.
-      passage_prefix: text before each passage.
+      model: The model folder; None if there is none.
+      name: The name by which the user calls it.
+      query_prefix: Text before each query.
+      passage_prefix: Text before each passage.
     """
     if model is None:
         return []
@@ -154,7 +154,7 @@ def identical_vectors(kind: str, dataset: str, vectors: np.ndarray) -> list[Find
 
     Args:
       kind: `queries` or `passages`.
-      dataset: the set's name.
+      dataset: The set's name.
       vectors: [n, dim] float32.
     """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -187,9 +187,9 @@ def random_ranking(dataset: str, ranking: Ranking, passages: int) -> list[Findin
     """Reports a ranking that is no better than a random one.
 
     Args:
-      dataset: the set's name.
-      ranking: how the sample was ranked.
-      passages: number of passages in the sample.
+      dataset: The set's name.
+      ranking: How the sample was ranked.
+      passages: Number of passages in the sample.
     """
     if ranking.luck >= 1 or ranking.mean > ranking.luck:
         return []
@@ -210,10 +210,10 @@ def better_similarity(
     """Reports that the other similarity ranks significantly better.
 
     Args:
-      dataset: the set's name.
+      dataset: The set's name.
       chosen: `dot` or `cosine`, as the user chose.
-      ranking: by the chosen similarity.
-      other: by the other one.
+      ranking: By the chosen similarity.
+      other: By the other one.
     """
     better = other.mean > ranking.mean
     if not better or p_value(other.values, ranking.values) >= LEVEL:
@@ -274,8 +274,8 @@ def missing_normalization(
     """Reports that the user turned off the normalization of the model folder.
 
     Args:
-      model: the model folder; None if there is none.
-      normalize: the user's setting; None if it is not set.
+      model: The model folder; None if there is none.
+      normalize: The user's setting; None if it is not set.
       similarity: `dot` or `cosine`.
     """
     if model is None or not model.normalize or normalize is not False or similarity == "cosine":
@@ -326,8 +326,8 @@ def reduced_batch(configured: int, fitting: int) -> list[Finding]:
     """Reports that the batch was too large for the device.
 
     Args:
-      configured: tokens per batch, as configured.
-      fitting: tokens per batch that fit.
+      configured: Tokens per batch, as configured.
+      fitting: Tokens per batch that fit.
     """
     if fitting == configured:
         return []

@@ -25,9 +25,9 @@ class DeviceMemory:
     """Memory of each device, in bytes.
 
     Attributes:
-      params: size of the parameters.
-      batch: what the program of the widest batch needs besides; None if JAX does not say.
-      limit: what JAX may allocate; None if JAX does not say.
+      params: Size of the parameters.
+      batch: What the program of the widest batch needs besides; None if JAX does not say.
+      limit: What JAX may allocate; None if JAX does not say.
     """
 
     params: int
@@ -45,10 +45,10 @@ class HostMemory:
     """Memory of the host, in bytes.
 
     Attributes:
-      peak: the most that this process has used so far, libraries and one checkpoint included.
-      prefetched: size of the checkpoints that are restored ahead of time.
-      vectors: size of the query vectors and of the chunks of passage vectors.
-      available: what the machine has available.
+      peak: The most that this process has used so far, libraries and one checkpoint included.
+      prefetched: Size of the checkpoints that are restored ahead of time.
+      vectors: Size of the query vectors and of the chunks of passage vectors.
+      available: What the machine has available.
     """
 
     peak: int
@@ -66,9 +66,9 @@ def device_memory(plan: EvalPlan, params: TowerParams, timing: TowerTiming) -> D
     """Returns the memory of each device while it encodes passages.
 
     Args:
-      plan: names the devices and the corpora.
-      params: parameters on the devices.
-      timing: the passage tower's timing, which says which shapes it runs.
+      plan: Names the devices and the corpora.
+      params: Parameters on the devices.
+      timing: The passage tower's timing, which says which shapes it runs.
     """
     stores = [group.corpus for group in plan.groups]
     tied = params.query is params.passage
@@ -84,10 +84,10 @@ def host_memory(plan: EvalPlan, params: int, checkpoints: int, dim: int) -> Host
     """Returns the memory that the process needs on the host.
 
     Args:
-      plan: names the sets and the corpora.
-      params: bytes of a checkpoint's parameters.
-      checkpoints: number of checkpoints that are restored ahead of time.
-      dim: dimension of the vectors.
+      plan: Names the sets and the corpora.
+      params: Bytes of a checkpoint's parameters.
+      checkpoints: Number of checkpoints that are restored ahead of time.
+      dim: Dimension of the vectors.
     """
     row = 4 * dim  # bytes of a float32 vector
     queries = max(

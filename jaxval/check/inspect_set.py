@@ -29,11 +29,11 @@ def inspect_texts(
     """Describes a set's texts.
 
     Args:
-      plan: names the towers.
-      encoding: the tokenizer, and how texts are rendered.
-      judged: the set.
-      corpus: its passages.
-      queries: its queries as text.
+      plan: Names the towers.
+      encoding: The tokenizer, and how texts are rendered.
+      judged: The set.
+      corpus: Its passages.
+      queries: Its queries as text.
     """
     truncated = _count_truncated(judged.queries, queries, encoding.queries, encoding.tokenizer)
     counts = [len(rows) for rows in judged.candidates or ()]
@@ -87,11 +87,11 @@ def inspect_vectors(
     """Encodes a sample of a set and ranks it.
 
     Args:
-      report: what is known of the set.
-      plan: names the towers, and says how to search.
-      judged: the set.
-      params: parameters on the devices.
-      progress: shows the encoding.
+      report: What is known of the set.
+      plan: Names the towers, and says how to search.
+      judged: The set.
+      params: Parameters on the devices.
+      progress: Shows the encoding.
 
     Returns:
       The report with vectors and ranking, and what looks wrong about them.

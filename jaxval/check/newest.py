@@ -23,11 +23,11 @@ class NewestCheckpoint:
     """The newest checkpoint of a directory, and its parameters.
 
     Attributes:
-      directory: the trainer's directory.
-      count: number of committed checkpoints in it.
-      checkpoint: the newest one; None if there is none.
-      restored: its parameters in host memory; None if they could not be read.
-      error: why they could not be read; None if they were.
+      directory: The trainer's directory.
+      count: Number of committed checkpoints in it.
+      checkpoint: The newest one; None if there is none.
+      restored: Its parameters in host memory; None if they could not be read.
+      error: Why they could not be read; None if they were.
     """
 
     directory: str
@@ -45,9 +45,9 @@ def find_newest(
     If the trainer deletes the checkpoint meanwhile, lists again and takes the next one.
 
     Args:
-      directory: the trainer's directory.
-      plan: says which parameters the encoder needs.
-      listing: lists the directory.
+      directory: The trainer's directory.
+      plan: Says which parameters the encoder needs.
+      listing: Lists the directory.
     """
     for _ in range(_TRIES):
         checkpoints = listing(directory)

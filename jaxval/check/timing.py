@@ -29,10 +29,10 @@ class BatchTiming:
     """How long batches of one shape take.
 
     Attributes:
-      compile_seconds: seconds to compile the program, or to load it from the compilation
+      compile_seconds: Seconds to compile the program, or to load it from the compilation
         cache.
-      seconds: seconds per batch after that.
-      dim: dimension of the vectors.
+      seconds: Seconds per batch after that.
+      dim: Dimension of the vectors.
     """
 
     compile_seconds: float
@@ -45,8 +45,8 @@ class TowerTiming:
     """How many batches of each shape a tower encodes, and how long they take.
 
     Attributes:
-      shapes: shape -> number of batches, over all that the tower encodes.
-      timed: shape -> timing, of the shapes that were timed.
+      shapes: Shape -> number of batches, over all that the tower encodes.
+      timed: Shape -> timing, of the shapes that were timed.
     """
 
     shapes: Mapping[Shape, int]
@@ -64,7 +64,7 @@ class TowerTiming:
         that were.
 
         Args:
-          shapes: shape -> number of batches.
+          shapes: Shape -> number of batches.
         """
         per_token = {
             width: timing.seconds / (rows * width)
@@ -85,9 +85,9 @@ class EncodingTiming:
     """Timings of both towers.
 
     Attributes:
-      query: timing of the query tower.
-      passage: timing of the passage tower.
-      loading: seconds to trace the program of the most frequent shape and to load it from
+      query: Timing of the query tower.
+      passage: Timing of the passage tower.
+      loading: Seconds to trace the program of the most frequent shape and to load it from
         the compilation cache.
     """
 
@@ -126,10 +126,10 @@ def time_encoding(
     """Times batches of each tower, the shapes with most tokens first, for a minute per tower.
 
     Args:
-      plan: names the towers and the sets to encode.
-      params: parameters on the devices; their values do not matter.
-      bar: makes a progress bar of a given number of shapes.
-      clock: returns seconds.
+      plan: Names the towers and the sets to encode.
+      params: Parameters on the devices; their values do not matter.
+      bar: Makes a progress bar of a given number of shapes.
+      clock: Returns seconds.
     """
     queries = [eval_set.queries for eval_set in plan.sets]
     passages = [group.corpus for group in plan.groups]
@@ -193,9 +193,9 @@ def make_batch(
     """Returns a batch of real texts.
 
     Args:
-      stores: one of them has a bucket of this width.
-      shape: shape of the batch.
-      devices: number of devices, a divisor of the rows.
+      stores: One of them has a bucket of this width.
+      shape: Shape of the batch.
+      devices: Number of devices, a divisor of the rows.
 
     Returns:
       Token ids [devices, rows, width], and the texts' lengths [devices, rows].
@@ -235,9 +235,9 @@ def high_load(
     """Returns the machine's load per core if it is too high for exact timings, else None.
 
     Args:
-      load: returns the mean number of running and waiting processes over the last 1, 5 and
+      load: Returns the mean number of running and waiting processes over the last 1, 5 and
         15 minutes.
-      cores: number of logical CPUs; None asks the system.
+      cores: Number of logical CPUs; None asks the system.
     """
     per_core = load()[0] / (cores or psutil.cpu_count() or 1)
     return per_core if per_core > _HIGH_LOAD else None
@@ -247,10 +247,10 @@ def search_seconds(plan: EvalPlan, queries: int, passages: int, dim: int) -> flo
     """Estimates the seconds of a search, from a timed search of fewer vectors.
 
     Args:
-      plan: says how to search.
-      queries: number of queries.
-      passages: number of passages.
-      dim: dimension of the vectors.
+      plan: Says how to search.
+      queries: Number of queries.
+      passages: Number of passages.
+      dim: Dimension of the vectors.
     """
     few_passages, few_queries = min(passages, _SEARCH_PASSAGES), min(queries, _SEARCH_QUERIES)
     rng = np.random.default_rng(0)

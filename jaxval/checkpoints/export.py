@@ -26,7 +26,7 @@ class BestCheckpoints:
     """The exports in one directory, which only jaxval writes to.
 
     Args:
-      directory: where the exports are; created by the first export.
+      directory: Where the exports are; created by the first export.
     """
 
     def __init__(self, directory: Path):
@@ -36,8 +36,8 @@ class BestCheckpoints:
         """Writes a checkpoint's parameters, replacing an earlier export of it.
 
         Args:
-          checkpoint: the checkpoint; the export is named by `export_name`.
-          params: the encoder's tree in host memory; it is saved as {"params": tree}.
+          checkpoint: The checkpoint; the export is named by `export_name`.
+          params: The encoder's tree in host memory; it is saved as {"params": tree}.
         """
         with ocp.StandardCheckpointer() as checkpointer:
             target = (self._directory / export_name(checkpoint)).absolute()
@@ -47,8 +47,8 @@ class BestCheckpoints:
         """Links the best export, then removes all exports that are not to be kept.
 
         Args:
-          names: the exports to keep.
-          best: the export that the link points to; if it does not exist, the link stays.
+          names: The exports to keep.
+          best: The export that the link points to; if it does not exist, the link stays.
         """
         if (self._directory / best).is_dir():
             link = self._directory / f".{_POINTER}.new"

@@ -15,8 +15,8 @@ def unseen(known: Collection[int], following: int) -> list[int]:
     multiple of it away from the last known step.
 
     Args:
-      known: the steps seen before the gap.
-      following: the first step seen after the gap.
+      known: The steps seen before the gap.
+      following: The first step seen after the gap.
     """
     steps = sorted(set(known))
     intervals = collections.Counter(b - a for a, b in itertools.pairwise(steps))

@@ -39,7 +39,7 @@ def open_items(root: epath.Path) -> dict[str, Item]:
     """Returns the items of a checkpoint by name; '' is the checkpoint's own directory.
 
     Raises:
-      CorruptError: the checkpoint contains no tree.
+      CorruptError: The checkpoint contains no tree.
     """
     if root.is_file():
         return {"": LoadedItem(_msgpack(root))}
@@ -76,8 +76,8 @@ def read(items: Mapping[str, Item], dtypes: Mapping[KeyPath, Any]) -> dict[KeyPa
     """Reads leaves of several items, by paths that begin with the item's name.
 
     Args:
-      items: by name.
-      dtypes: the dtype of each leaf to read, by path.
+      items: By name.
+      dtypes: The dtype of each leaf to read, by path.
     """
     leaves: dict[KeyPath, np.ndarray] = {}
     for name, item in items.items():
@@ -106,8 +106,8 @@ class OrbaxItem:
     """A tree in a directory that Orbax wrote.
 
     Attributes:
-      directory: where it is.
-      metadata: the tree of Orbax's array and scalar metadata.
+      directory: Where it is.
+      metadata: The tree of Orbax's array and scalar metadata.
     """
 
     directory: epath.Path
@@ -162,7 +162,7 @@ class LoadedItem:
     """A tree of arrays in memory.
 
     Attributes:
-      tree: nested dictionaries of arrays.
+      tree: Nested dictionaries of arrays.
     """
 
     tree: Any

@@ -40,12 +40,12 @@ class Plan:
     """Which leaves of a checkpoint to read, and how to build the encoder's tree from them.
 
     Attributes:
-      reads: the dtype of each leaf to read, by its path in the checkpoint.
-      build: builds the encoder's tree from the leaves; {"query": tree, "passage": tree} if
+      reads: The dtype of each leaf to read, by its path in the checkpoint.
+      build: Builds the encoder's tree from the leaves; {"query": tree, "passage": tree} if
         `untied`.
-      found_at: the subtree that contains the parameters, e.g. `default/params`.
-      untied: whether each tower has its own parameters.
-      remarks: notes for the user on how the parameters were found.
+      found_at: The subtree that contains the parameters, e.g. `default/params`.
+      untied: Whether each tower has its own parameters.
+      remarks: Notes for the user on how the parameters were found.
     """
 
     reads: Mapping[KeyPath, Any]
@@ -59,12 +59,12 @@ def plan(abstract_params: Params, shapes: Shapes, paths: ParamsPaths = AUTO) -> 
     """Finds the subtree of a checkpoint that has all leaves of the encoder, by their shapes.
 
     Args:
-      abstract_params: the encoder's tree of jax.ShapeDtypeStruct.
-      shapes: the shape of each leaf of the checkpoint, by path.
-      paths: the subtrees that the user names.
+      abstract_params: The encoder's tree of jax.ShapeDtypeStruct.
+      shapes: The shape of each leaf of the checkpoint, by path.
+      paths: The subtrees that the user names.
 
     Raises:
-      MismatchError: no subtree fits; or several fit, and their names do not tell which to
+      MismatchError: No subtree fits; or several fit, and their names do not tell which to
         take; or the subtree has more layers than the encoder, and the user did not name it.
     """
     specs = flatten(abstract_params)
@@ -151,7 +151,7 @@ def _assembled(
     """Returns the tree of one tower.
 
     Raises:
-      CorruptError: a leaf is missing or has another shape. In place of a missing leaf, Orbax
+      CorruptError: A leaf is missing or has another shape. In place of a missing leaf, Orbax
         returns the spec with which it was requested.
     """
     ordered = []
@@ -233,7 +233,7 @@ def _shallow(chosen: Chosen, shapes: Shapes, paths: ParamsPaths) -> list[str]:
     """Returns a remark on layers that are left out although layers like them are read.
 
     Raises:
-      MismatchError: there are such layers, and the user names no path.
+      MismatchError: There are such layers, and the user names no path.
     """
     layers = [
         show(layer)

@@ -47,8 +47,8 @@ class Base:
     """The parameters that adapters change.
 
     Attributes:
-      params: the encoder's tree in host memory.
-      alpha: the product of an adapter's factors is scaled by alpha / rank.
+      params: The encoder's tree in host memory.
+      alpha: The product of an adapter's factors is scaled by alpha / rank.
     """
 
     params: Params
@@ -60,10 +60,10 @@ class Adapter:
     """Where the two factors of one array's change are in a checkpoint.
 
     Attributes:
-      left: the path of the factor [..., in, rank]; [..., rank, in] if transposed.
-      right: the path of the factor [..., rank, out]; [..., out, rank] if transposed.
-      rank: the rank of their product.
-      transposed: whether both are in PyTorch's layout.
+      left: The path of the factor [..., in, rank]; [..., rank, in] if transposed.
+      right: The path of the factor [..., rank, out]; [..., out, rank] if transposed.
+      rank: The rank of their product.
+      transposed: Whether both are in PyTorch's layout.
     """
 
     left: KeyPath
@@ -80,12 +80,12 @@ def plan(base: Base, shapes: Shapes, paths: ParamsPaths = AUTO) -> Plan:
     """Finds the adapters of a checkpoint, to be merged into `base`.
 
     Args:
-      base: the parameters that they change.
-      shapes: the shape of each leaf of the checkpoint, by path.
-      paths: the subtrees that the user names.
+      base: The parameters that they change.
+      shapes: The shape of each leaf of the checkpoint, by path.
+      paths: The subtrees that the user names.
 
     Raises:
-      MismatchError: there are no adapters for the encoder, or several sets of them, or the
+      MismatchError: There are no adapters for the encoder, or several sets of them, or the
         shapes do not tell their layout.
     """
     require_named(shapes, paths)
@@ -122,15 +122,15 @@ def find(
     """Finds the adapters of a checkpoint.
 
     Args:
-      wanted: the shape of each leaf of the encoder, by path.
-      shapes: the shape of each leaf of the checkpoint, by path.
-      paths: the subtrees that the user names.
+      wanted: The shape of each leaf of the encoder, by path.
+      shapes: The shape of each leaf of the checkpoint, by path.
+      paths: The subtrees that the user names.
 
     Returns:
       Tower -> the subtree that contains its adapters, and the adapters.
 
     Raises:
-      MismatchError: several subtrees contain adapters for the encoder.
+      MismatchError: Several subtrees contain adapters for the encoder.
     """
     factors = dict(_factors(shapes))
 
@@ -229,7 +229,7 @@ def _in_one_layout(
     """Returns the adapters in the layout that fits; if several do, in Flax's.
 
     Raises:
-      MismatchError: every adapted array is square, and Flax's layout does not fit. PEFT's and
+      MismatchError: Every adapted array is square, and Flax's layout does not fit. PEFT's and
         lorax's then have equal shapes, but their products are each other's transpose.
     """
     layouts = next(iter(readings.values()))

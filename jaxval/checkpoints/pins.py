@@ -38,11 +38,11 @@ class Pins:
     """The pins in one directory, which only jaxval writes to.
 
     Args:
-      directory: where the pins are; created with the first pin.
-      limit: how many checkpoints and bytes may be pinned.
+      directory: Where the pins are; created with the first pin.
+      limit: How many checkpoints and bytes may be pinned.
 
     Attributes:
-      items: the items of a checkpoint to link if it has all of them; empty for all files.
+      items: The items of a checkpoint to link if it has all of them; empty for all files.
     """
 
     def __init__(self, directory: Path, limit: PinLimit):
@@ -55,10 +55,10 @@ class Pins:
         """Pins a checkpoint, and returns it with the path of its pin.
 
         Raises:
-          VanishedError: the checkpoint changed while its files were linked.
-          PinLimitReached: no further checkpoint may be pinned now.
-          LinksUnsupported: no checkpoint can be pinned.
-          OSError: the file system failed; a later attempt may succeed.
+          VanishedError: The checkpoint changed while its files were linked.
+          PinLimitReached: No further checkpoint may be pinned now.
+          LinksUnsupported: No checkpoint can be pinned.
+          OSError: The file system failed; a later attempt may succeed.
         """
         if "://" in str(checkpoint.path):
             raise LinksUnsupported("an object store has no hard links")

@@ -26,14 +26,14 @@ class Prefetcher:
     """A thread that keeps a bounded number of restored checkpoints in host memory.
 
     Args:
-      waiting: returns the queued checkpoints in the order in which they will be taken.
-      load: restores a checkpoint.
-      capacity: the maximum number of restored checkpoints.
-      back_off: the pause before each further attempt after the file system failed, in
+      waiting: Returns the queued checkpoints in the order in which they will be taken.
+      load: Restores a checkpoint.
+      capacity: The maximum number of restored checkpoints.
+      back_off: The pause before each further attempt after the file system failed, in
         seconds.
 
     Attributes:
-      retried: the number of further attempts so far.
+      retried: The number of further attempts so far.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Prefetcher:
         """Returns a restored checkpoint and releases it; restores it now if necessary.
 
         Raises:
-          Exception: the error that restoring it raised.
+          Exception: The error that restoring it raised.
         """
         identity = checkpoint.identity
         with self._changed:

@@ -38,13 +38,13 @@ class Restored:
     """An encoder's parameters in host memory.
 
     Attributes:
-      params: the tree that the encoder expects, of NumPy arrays; {"query": tree, "passage":
+      params: The tree that the encoder expects, of NumPy arrays; {"query": tree, "passage":
         tree} if `untied`.
-      found_at: the subtree of the checkpoint that contains them, e.g. `default/params`.
-      seconds: how long restoring took, in seconds.
-      untied: whether each tower has its own parameters.
-      remarks: notes for the user on how the parameters were found.
-      items: the names of the checkpoint's items that were read.
+      found_at: The subtree of the checkpoint that contains them, e.g. `default/params`.
+      seconds: How long restoring took, in seconds.
+      untied: Whether each tower has its own parameters.
+      remarks: Notes for the user on how the parameters were found.
+      items: The names of the checkpoint's items that were read.
     """
 
     params: Params
@@ -64,19 +64,19 @@ def restore(
     """Reads the leaves that the encoder expects from a committed checkpoint.
 
     Args:
-      checkpoint: the checkpoint.
-      abstract_params: the encoder's tree of jax.ShapeDtypeStruct. Leaves are cast to these
+      checkpoint: The checkpoint.
+      abstract_params: The encoder's tree of jax.ShapeDtypeStruct. Leaves are cast to these
         dtypes while they are read.
-      paths: the subtrees that the user names.
-      base: the parameters that the checkpoint's adapters change; None if the checkpoint
+      paths: The subtrees that the user names.
+      base: The parameters that the checkpoint's adapters change; None if the checkpoint
         contains all parameters.
 
     Raises:
-      MismatchError: no subtree has the encoder's leaves, or several have.
-      VanishedError: the checkpoint was deleted or replaced.
-      CorruptError: the checkpoint is damaged.
-      NonFiniteError: the parameters contain NaN or infinity.
-      OSError: the file system failed; another attempt may succeed.
+      MismatchError: No subtree has the encoder's leaves, or several have.
+      VanishedError: The checkpoint was deleted or replaced.
+      CorruptError: The checkpoint is damaged.
+      NonFiniteError: The parameters contain NaN or infinity.
+      OSError: The file system failed; another attempt may succeed.
     """
     start = time.perf_counter()
     root = epath.Path(checkpoint.readable)
@@ -110,12 +110,12 @@ def read(root: epath.Path, abstract_params: Params) -> Restored:
     """Reads the encoder's parameters from a checkpoint that no trainer writes to.
 
     Args:
-      root: the checkpoint's directory or file, from `find_checkpoint`.
-      abstract_params: the encoder's tree of jax.ShapeDtypeStruct.
+      root: The checkpoint's directory or file, from `find_checkpoint`.
+      abstract_params: The encoder's tree of jax.ShapeDtypeStruct.
 
     Raises:
-      MismatchError: the parameters do not fit the encoder.
-      CorruptError: the checkpoint is damaged.
+      MismatchError: The parameters do not fit the encoder.
+      CorruptError: The checkpoint is damaged.
     """
     try:
         opened = items.open_items(root)
@@ -128,11 +128,11 @@ def fitted(params: Params, abstract_params: Params) -> Restored:
     """Returns the encoder's parameters out of a tree in memory.
 
     Args:
-      params: a tree of arrays, of which a subtree fits the encoder.
-      abstract_params: the encoder's tree of jax.ShapeDtypeStruct.
+      params: A tree of arrays, of which a subtree fits the encoder.
+      abstract_params: The encoder's tree of jax.ShapeDtypeStruct.
 
     Raises:
-      MismatchError: no subtree fits, or several fit.
+      MismatchError: No subtree fits, or several fit.
     """
     opened = {"": LoadedItem(params)}
     return _restored(opened, locate.plan(abstract_params, items.shapes(opened)))
@@ -167,7 +167,7 @@ def _files(root: epath.Path, checkpoint: Checkpoint) -> list[str]:
     """Returns the files of a checkpoint.
 
     Raises:
-      VanishedError: it was deleted or replaced.
+      VanishedError: It was deleted or replaced.
     """
     names = files(root)
     now = read_commit(root) if checkpoint.pin is None else checkpoint

@@ -27,9 +27,9 @@ class Source:
     """Where a leaf of the encoder is in a checkpoint.
 
     Attributes:
-      path: the path of the array that contains it.
-      layer: the index of the leaf along `axis`; None if the leaf is the whole array.
-      axis: the axis along which layers are stacked.
+      path: The path of the array that contains it.
+      layer: The index of the leaf along `axis`; None if the leaf is the whole array.
+      axis: The axis along which layers are stacked.
     """
 
     path: KeyPath
@@ -49,10 +49,10 @@ class Group:
     """Sibling subtrees of equal structure, numbered from 0: the layers of an encoder.
 
     Attributes:
-      parent: the path of the node that contains them.
-      stem: the name before the number, as in `stem_0`; None if the names are numbers.
-      count: the number of layers.
-      leaves: the shape of each leaf in a layer, by path in the layer.
+      parent: The path of the node that contains them.
+      stem: The name before the number, as in `stem_0`; None if the names are numbers.
+      count: The number of layers.
+      leaves: The shape of each leaf in a layer, by path in the layer.
     """
 
     parent: KeyPath
@@ -88,9 +88,9 @@ def dropped(prefix: KeyPath, read: Collection[KeyPath], shapes: Shapes) -> list[
     """Returns the layers below `prefix` that are not read although a layer like them is.
 
     Args:
-      prefix: the path of the subtree that was chosen.
-      read: the paths of its leaves that are read.
-      shapes: the shape of each leaf of the checkpoint, by path.
+      prefix: The path of the subtree that was chosen.
+      read: The paths of its leaves that are read.
+      shapes: The shape of each leaf of the checkpoint, by path.
     """
     inside = [(*prefix, *path) for path in below(prefix, shapes)]
     used = _inner(prefix, read)
@@ -126,18 +126,18 @@ def unstack(
     """Returns the sources of a group's leaves if they are stacked below `prefix`.
 
     Args:
-      group: a group of the encoder's tree.
-      prefix: the path of the subtree that is searched.
-      shapes: the shape of each leaf of the checkpoint, by path.
-      children: the names directly below each node of the checkpoint.
-      wrapped: whether there is one more name between the stack and the layer, as when the
+      group: A group of the encoder's tree.
+      prefix: The path of the subtree that is searched.
+      shapes: The shape of each leaf of the checkpoint, by path.
+      children: The names directly below each node of the checkpoint.
+      wrapped: Whether there is one more name between the stack and the layer, as when the
         module given to nn.scan contains the layer.
 
     Returns:
       The source of each leaf, by path in the encoder's tree; empty if they are not stacked.
 
     Raises:
-      MismatchError: the group fits two arrays, or two axes of one.
+      MismatchError: The group fits two arrays, or two axes of one.
     """
     heads = list(_heads(group, prefix, children))
     if wrapped:

@@ -36,15 +36,15 @@ def choose(
     """Returns the subtrees that fit: one under TIED, or one each under QUERY and PASSAGE.
 
     Args:
-      fit: returns what it found in the subtree at a path, or None if that does not fit.
-      leaves: the paths of the checkpoint's leaves.
-      paths: the subtrees that the user names.
+      fit: Returns what it found in the subtree at a path, or None if that does not fit.
+      leaves: The paths of the checkpoint's leaves.
+      paths: The subtrees that the user names.
 
     Returns:
       Tower -> the path of its subtree, and what `fit` returned for it; empty if none fits.
 
     Raises:
-      MismatchError: several subtrees fit, and their names do not tell their towers.
+      MismatchError: Several subtrees fit, and their names do not tell their towers.
     """
     if paths.query is not None and paths.passage is not None:
         named = {QUERY: parse(paths.query), PASSAGE: parse(paths.passage)}
@@ -81,10 +81,10 @@ def _towers(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
     """Returns the subtree of each tower.
 
     Args:
-      fits: all subtrees that fit.
+      fits: All subtrees that fit.
 
     Raises:
-      MismatchError: there are several, and their names do not tell their towers.
+      MismatchError: There are several, and their names do not tell their towers.
     """
     if len(fits) <= 1:
         return dict.fromkeys((TIED,), fits[0]) if fits else {}

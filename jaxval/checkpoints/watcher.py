@@ -34,15 +34,15 @@ class Watcher:
     queued too, to be read where the trainer wrote it.
 
     Args:
-      root: the trainer's directory, which is only read.
-      pin_dir: the directory for pins.
-      interval: the time between two polls, in seconds.
-      limit: how many checkpoints and bytes may be pinned.
-      newest_first: whether the highest step in the queue comes first; else the lowest does.
-      listing: lists the committed checkpoints in a directory.
+      root: The trainer's directory, which is only read.
+      pin_dir: The directory for pins.
+      interval: The time between two polls, in seconds.
+      limit: How many checkpoints and bytes may be pinned.
+      newest_first: Whether the highest step in the queue comes first; else the lowest does.
+      listing: Lists the committed checkpoints in a directory.
 
     Attributes:
-      left_behind: the checkpoints that an earlier run pinned and did not validate.
+      left_behind: The checkpoints that an earlier run pinned and did not validate.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Watcher:
         """Returns the first checkpoint in the queue, waiting for one if it is empty.
 
         Args:
-          timeout: the maximum time to wait, in seconds.
+          timeout: The maximum time to wait, in seconds.
 
         Returns:
           None if the queue stays empty, or if no further checkpoint will come (`finished`).

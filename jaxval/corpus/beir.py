@@ -22,7 +22,7 @@ def write(
       folder: An existing folder.
       passages: The corpus, which may be read lazily.
       queries: The queries, which may be read lazily.
-      qrels: The judgements.
+      qrels: The judgments.
     """
     with (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_line(text, {"title": text.title}) for text in passages)

@@ -39,13 +39,13 @@ _OFFERS = {
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The judged queries of a validation set, with their judgements.
+    """The judged queries of a validation set, with their judgments.
 
     Attributes:
       name: The name of the validation set.
-      texts: The judged queries, in file order. A grade of 0 or below is a judgement, too.
-      qrels: The judgements of exactly these queries.
-      unjudged: Number of queries that are left out because they have no judgement.
+      texts: The judged queries, in file order. A grade of 0 or below is a judgment, too.
+      qrels: The judgments of exactly these queries.
+      unjudged: Number of queries that are left out because they have no judgment.
       unknown_queries: Number of queries in the qrels that have no text.
       digest: SHA-256 of the content of texts and qrels, in hex. The file format and the
         compression do not change it.

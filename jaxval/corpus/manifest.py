@@ -48,7 +48,7 @@ def holds(folder: Path, origin: Origin) -> bool:
       True if it does. False if the folder is empty or does not exist.
 
     Raises:
-      UserError: the folder holds anything else.
+      UserError: The folder holds anything else.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Reads relevance judgements in the formats of TREC, MS MARCO and BEIR."""
+"""Reads relevance judgments in the formats of TREC, MS MARCO and BEIR."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GRADE = re.compile(r"([+-]?[0-9]{1,9})(?:\.0*)?")
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Reads the judgements of a file.
+    """Reads the judgments of a file.
 
     Every line is `query 0 document grade` (TREC, MS MARCO), or every line is `query document
     grade` (BEIR, with or without its header). Columns are separated by tabs, and then ids
@@ -25,13 +25,13 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
       path: The file, plain or .gz.
 
     Returns:
-      query id -> document id -> grade.
+      Query id -> document id -> grade.
 
     Raises:
-      DataError: A line cannot be used, a pair has two grades, or there is no judgement.
+      DataError: A line cannot be used, a pair has two grades, or there is no judgment.
     """
     qrels: dict[str, dict[str, int]] = {}
-    for number, (query, document, grade) in _judgements(path):
+    for number, (query, document, grade) in _judgments(path):
         known = qrels.setdefault(query, {}).setdefault(document, grade)
         if known != grade:
             pair = f"query {query!r} and document {document!r}"
@@ -40,11 +40,11 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
                 " keep one of them"
             )
     if not qrels:
-        raise DataError(f"{path}: no judgement in it: write lines of {_FORMS[4]}")
+        raise DataError(f"{path}: no judgment in it: write lines of {_FORMS[4]}")
     return qrels
 
 
-def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
+def _judgments(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
     """Yields (line number, (query, document, grade))."""
     width = 0
     for number, line in lines(path):
@@ -53,12 +53,12 @@ def _judgements(path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
         if is_first and columns[-1].lower() in _HEADERS:
             continue
         try:
-            yield number, _judgement(columns, width)
+            yield number, _judgment(columns, width)
         except ValueError as error:
             raise DataError(f"{path}:{number}: {error}") from error
 
 
-def _judgement(columns: list[str], width: int) -> tuple[str, str, int]:
+def _judgment(columns: list[str], width: int) -> tuple[str, str, int]:
     if len(columns) != width or width not in _FORMS:
         form = _FORMS.get(width, " or ".join(_FORMS.values()))
         raise ValueError(f"{len(columns)} columns: write each line as {form}")

@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
       path: The file.
-      hits: query id -> the highest ranked passages. Queries that the file lacks are absent.
+      hits: Query id -> the highest ranked passages. Queries that the file lacks are absent.
       others: Number of other queries in the file.
     """
 

@@ -15,19 +15,21 @@ memory. It is written under a temporary name and renamed when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxval.atomic import make_partial, publish_folder, sweep
+from jaxval.canonical import canonical
 from jaxval.corpus.readers import duplicate_id, render
 from jaxval.corpus.tokenizer import Tokenizer
 from jaxval.errors import DataError
@@ -149,12 +151,14 @@ class TokenStore:
 def digest(origin: str, tokenizer: Tokenizer, recipe: Recipe) -> str:
     """Returns the name of a store.
 
+    A new field of Recipe with a default leaves the names of existing stores unchanged.
+
     Args:
       origin: Digest of the texts.
       tokenizer: Converts them to token ids.
       recipe: How they are rendered.
     """
-    content = [_VERSION, origin, tokenizer.digest, asdict(recipe)]
+    content = [_VERSION, origin, tokenizer.digest, canonical(recipe)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
@@ -247,41 +251,30 @@ def _tokenize(
       uint64.
     """
     lengths, hashes, end = [], [], 0
-    with (path / "ragged.bin").open("wb") as ragged, _IdFiles(path) as ids:
+    with (
+        (path / "ragged.bin").open("wb") as ragged,
+        (path / "ids.bin").open("wb") as ids_file,
+        (path / "ends.bin").open("wb") as ends_file,
+    ):
         for block in _blocks(texts, _BLOCK):
             rendered = [render(text, recipe.template, recipe.prefix) for text in block]
             tokens = tokenizer.encode(rendered, recipe.max_len)
             ragged.write(np.fromiter(itertools.chain.from_iterable(tokens), dtype).data)
             lengths.append(np.array([len(row) for row in tokens], np.int64))
             hashes.append(_hashes([text.id for text in block]))
-            end = ids.write([text.id.encode() for text in block], end)
+            end = _write_ids(ids_file, ends_file, [text.id.encode() for text in block], end)
             bar.update(len(block))
     if not lengths:
         raise DataError("there is no text to tokenize")
     return np.concatenate(lengths), np.concatenate(hashes)
 
 
-class _IdFiles:
-    """Writes ids.bin and ends.bin."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> _IdFiles:
-        self._ids: BinaryIO = (self._path / "ids.bin").open("wb")
-        self._ends: BinaryIO = (self._path / "ends.bin").open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ids.close()
-        self._ends.close()
-
-    def write(self, ids: Sequence[bytes], end: int) -> int:
-        """Appends ids, and returns the new end of ids.bin, in bytes."""
-        ends = end + np.cumsum([len(id_) for id_ in ids])
-        self._ids.write(b"".join(ids))
-        self._ends.write(ends.astype(np.int64).data)
-        return int(ends[-1])
+def _write_ids(ids_file: BinaryIO, ends_file: BinaryIO, ids: Sequence[bytes], end: int) -> int:
+    """Appends ids to ids.bin and ends.bin, and returns the new end of ids.bin, in bytes."""
+    ends = end + np.cumsum([len(id_) for id_ in ids])
+    ids_file.write(b"".join(ids))
+    ends_file.write(ends.astype(np.int64).data)
+    return int(ends[-1])
 
 
 def _blocks(texts: Iterable[Text], size: int) -> Iterator[list[Text]]:
@@ -361,8 +354,11 @@ def _scatter(
     order = np.argsort(bucket_of, kind="stable")
     (path / "rows.bin").write_bytes(order.astype(np.int64).data)
     (path / "lengths.bin").write_bytes(lengths[order].astype(np.uint16).data)
-    with (path / "ragged.bin").open("rb") as ragged:
-        files = [(path / f"tokens-{width}.bin").open("wb") for width in widths]
+    with contextlib.ExitStack() as stack:
+        ragged = stack.enter_context((path / "ragged.bin").open("rb"))
+        files = [
+            stack.enter_context((path / f"tokens-{width}.bin").open("wb")) for width in widths
+        ]
         for start in range(0, len(lengths), _BLOCK):
             block = lengths[start : start + _BLOCK]
             flat = np.fromfile(ragged, dtype, int(block.sum()))
@@ -370,8 +366,6 @@ def _scatter(
                 selected = bucket_of[start : start + _BLOCK] == index
                 tokens = flat[np.repeat(selected, block)]
                 files[index].write(_pad(tokens, block[selected], widths[index], pad).data)
-        for file in files:
-            file.close()
     return [int(count) for count in np.bincount(bucket_of, minlength=len(widths))]
 
 

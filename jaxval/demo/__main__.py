@@ -53,8 +53,8 @@ def start(arguments: Sequence[str], log: Path | None = None) -> Process:
     """Starts a module with this Python.
 
     Args:
-      arguments: the module's name and its command line.
-      log: file for the module's output; None shares this process's output.
+      arguments: The module's name and its command line.
+      log: File for the module's output; None shares this process's output.
     """
     command = [sys.executable, "-m", *arguments]
     # In a new session Ctrl-C reaches this process alone; `end` passes it on, once.
@@ -70,8 +70,8 @@ def end(process: Process, patience: float = 5.0) -> int:
     """Interrupts a process if it is running, and returns its exit status.
 
     Args:
-      process: a child of this process.
-      patience: seconds to wait after the interrupt before the process is killed.
+      process: A child of this process.
+      patience: Seconds to wait after the interrupt before the process is killed.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGINT)

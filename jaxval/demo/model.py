@@ -14,7 +14,7 @@ class Block(nn.Module):
     """A transformer block with LayerNorm before attention and before the feed-forward layer.
 
     Attributes:
-      heads: attention heads; must divide the width of the input.
+      heads: Attention heads; must divide the width of the input.
     """
 
     heads: int
@@ -24,7 +24,7 @@ class Block(nn.Module):
         """Returns the block's output, of the shape of `x`.
 
         Args:
-          x: states [batch, length, dim].
+          x: States [batch, length, dim].
           mask: True at tokens, False at padding; [batch, length].
         """
         dim = x.shape[-1]
@@ -42,11 +42,11 @@ class Model(nn.Module):
     """Encodes a text as the mean of its tokens' last states, scaled to length 1.
 
     Attributes:
-      vocabulary: number of token ids.
-      max_len: maximum length of a text in tokens.
-      dim: width of the states and of the vectors.
-      layers: number of blocks.
-      heads: attention heads of each block.
+      vocabulary: Number of token ids.
+      max_len: Maximum length of a text in tokens.
+      dim: Width of the states and of the vectors.
+      layers: Number of blocks.
+      heads: Attention heads of each block.
     """
 
     vocabulary: int = 8192
@@ -60,7 +60,7 @@ class Model(nn.Module):
         """Returns vectors [batch, dim] float32.
 
         Args:
-          ids: token ids [batch, length].
+          ids: Token ids [batch, length].
           mask: True at tokens, False at padding; [batch, length].
         """
         x = nn.Embed(self.vocabulary, self.dim)(ids)

@@ -51,10 +51,10 @@ class Pair:
     """A query and its passage, from one function's docstring.
 
     Attributes:
-      id: the function's dotted name.
-      title: the name of its module.
-      query: the docstring's first sentence.
-      passage: the rest of the docstring.
+      id: The function's dotted name.
+      title: The name of its module.
+      query: The docstring's first sentence.
+      passage: The rest of the docstring.
     """
 
     id: str
@@ -68,11 +68,11 @@ class Settings:
     """The settings that the built files depend on.
 
     Attributes:
-      queries: number of queries held out for validation.
-      passages: size of the validation corpus, including the passages of those queries.
-      vocabulary: size of the tokenizer's vocabulary, in word pieces.
-      packages: names of the packages whose docstrings are read if they are installed.
-      python: version of this Python, whose standard library is read.
+      queries: Number of queries held out for validation.
+      passages: Size of the validation corpus, including the passages of those queries.
+      vocabulary: Size of the tokenizer's vocabulary, in word pieces.
+      packages: Names of the packages whose docstrings are read if they are installed.
+      python: Version of this Python, whose standard library is read.
     """
 
     queries: int = 500
@@ -96,7 +96,7 @@ def read_pairs(roots: Mapping[str, Path]) -> list[Pair]:
     """Returns the pairs of these source trees, sorted by id, without repeated texts.
 
     Args:
-      roots: package name -> its folder, as `source_roots` returns them.
+      roots: Package name -> its folder, as `source_roots` returns them.
     """
     pairs: list[Pair] = []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
@@ -113,12 +113,12 @@ def split(pairs: Sequence[Pair], queries: int, passages: int) -> tuple[list[Pair
     training pairs.
 
     Args:
-      pairs: the pairs, in any order.
-      queries: number of pairs to hold out.
-      passages: size of the corpus, including the held-out pairs.
+      pairs: The pairs, in any order.
+      queries: Number of pairs to hold out.
+      passages: Size of the corpus, including the held-out pairs.
 
     Raises:
-      ValueError: no pair is left to train on.
+      ValueError: No pair is left to train on.
     """
     if len(pairs) <= queries:
         raise ValueError(
@@ -134,10 +134,10 @@ def write(
     """Writes a BEIR folder, with a `train.jsonl` for the trainer.
 
     Args:
-      data: the folder to write.
-      corpus: the validation corpus.
-      queries: the pairs of the corpus whose queries are held out.
-      train: the training pairs.
+      data: The folder to write.
+      corpus: The validation corpus.
+      queries: The pairs of the corpus whose queries are held out.
+      train: The training pairs.
     """
     (data / "qrels").mkdir(parents=True, exist_ok=True)
     _write_jsonl(
@@ -154,9 +154,9 @@ def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int) -> None
     """Trains a WordPiece tokenizer that `AutoTokenizer.from_pretrained(folder)` reads.
 
     Args:
-      folder: the folder to write.
-      texts: the training texts.
-      vocabulary: size of the vocabulary, in word pieces.
+      folder: The folder to write.
+      texts: The training texts.
+      vocabulary: Size of the vocabulary, in word pieces.
     """
     # Imported here, because the processes that read the sources do not need them.
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -185,10 +185,10 @@ def build(data: Path, model: Path, settings: Settings, roots: Mapping[str, Path]
     """Builds the task and its tokenizer, unless they were built with the same settings.
 
     Args:
-      data: folder of the task, a BEIR folder.
-      model: folder of the tokenizer.
-      settings: the settings to build with.
-      roots: package name -> its folder, as `source_roots` returns them.
+      data: Folder of the task, a BEIR folder.
+      model: Folder of the tokenizer.
+      settings: The settings to build with.
+      roots: Package name -> its folder, as `source_roots` returns them.
     """
     marker = data / "settings.json"
     text = json.dumps(asdict(settings), indent=1)
@@ -243,9 +243,9 @@ def pair_of(id_: str, module: str, docstring: str) -> Pair | None:
     long enough, and the passage does not contain the query.
 
     Args:
-      id_: the function's dotted name.
-      module: the name of its module.
-      docstring: the function's docstring.
+      id_: The function's dotted name.
+      module: The name of its module.
+      docstring: The function's docstring.
     """
     first, _, others = docstring.partition("\n\n")
     first = " ".join(first.split())

@@ -60,10 +60,10 @@ def load_pairs(
     """Returns the tokens of the training queries and of their passages, row by row.
 
     Args:
-      data: folder with train.jsonl.
-      folder: folder with tokenizer.json.
-      query_len: length of a query, in word pieces.
-      passage_len: length of a passage, in word pieces.
+      data: Folder with train.jsonl.
+      folder: Folder with tokenizer.json.
+      query_len: Length of a query, in word pieces.
+      passage_len: Length of a passage, in word pieces.
     """
     lines = (data / "train.jsonl").read_text("utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
@@ -123,7 +123,7 @@ def read_signals(output_dir: str) -> tuple[dict[str, Any], Callable[[], bool]]:
     early.
 
     Args:
-      output_dir: output folder of jaxval, or "" to train without its signals.
+      output_dir: Output folder of jaxval, or "" to train without its signals.
     """
     if not output_dir:
         return {"max_to_keep": 3}, lambda: False
@@ -142,10 +142,10 @@ def train(
     """Trains and saves checkpoints; a save is written while training continues.
 
     Args:
-      state: the initial state, which is saved as step 0.
-      pairs: tokens of the queries and of their passages, as `load_pairs` returns them.
+      state: The initial state, which is saved as step 0.
+      pairs: Tokens of the queries and of their passages, as `load_pairs` returns them.
       manager: Orbax's CheckpointManager.
-      should_stop: asked after each save.
+      should_stop: Asked after each save.
     """
     save(manager, 0, state, None)
     order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)

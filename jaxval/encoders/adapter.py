@@ -31,9 +31,9 @@ class FunctionEncoder:
     It is only equal to itself, and so can be the key of a cache.
 
     Attributes:
-      queries: encodes queries.
-      passages: encodes passages; the same function if the towers are tied.
-      shapes: returns the parameter tree that both functions expect, each leaf a
+      queries: Encodes queries.
+      passages: Encodes passages; the same function if the towers are tied.
+      shapes: Returns the parameter tree that both functions expect, each leaf a
         jax.ShapeDtypeStruct. Floating leaves are cast to `dtype` when they are restored.
     """
 
@@ -66,10 +66,10 @@ def from_linen(
     parameters that each of them uses.
 
     Args:
-      module: an unbound flax.linen.Module, configured to run without dropout.
-      query_method: the method that encodes queries, by name or as a function of the module,
+      module: An unbound flax.linen.Module, configured to run without dropout.
+      query_method: The method that encodes queries, by name or as a function of the module,
         ids and mask; None for `__call__`.
-      passage_method: the method that encodes passages, likewise.
+      passage_method: The method that encodes passages, likewise.
 
     Raises:
       EncoderError: `module` is a class.
@@ -107,11 +107,11 @@ def from_nnx(
     module are not parameters; a module that draws random numbers while it encodes fails.
 
     Args:
-      module: a function without arguments that returns an nnx.Module, of which only the
+      module: A function without arguments that returns an nnx.Module, of which only the
         shapes are computed; or an nnx.Module, as is needed where it keeps constant arrays.
-      query_method: the method that encodes queries, by name or as a function of the module,
+      query_method: The method that encodes queries, by name or as a function of the module,
         ids and mask; None for `__call__`.
-      passage_method: the method that encodes passages, likewise.
+      passage_method: The method that encodes passages, likewise.
 
     Raises:
       EncoderError: `module` is neither, or it keeps variables other than nnx.Param and
@@ -162,7 +162,7 @@ def _nnx_checked(model: Any, unsupported: tuple[type, ...]) -> Any:
     """Returns the model if it keeps nothing `unsupported` besides Params and RNG streams.
 
     Raises:
-      EncoderError: it does, or it is no nnx.Module.
+      EncoderError: It does, or it is no nnx.Module.
     """
     from flax import nnx
 

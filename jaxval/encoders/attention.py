@@ -36,8 +36,8 @@ class Attend(Protocol):
           value: [batch, length, key heads, width].
           mask: [batch, length] bool, False on padding.
           bias: [heads, length, length], by query and key position; added to the scaled scores.
-          causal: whether a position attends only to itself and to earlier positions.
-          scale: the factor of the scores; None for 1 / sqrt(width).
+          causal: Whether a position attends only to itself and to earlier positions.
+          scale: The factor of the scores; None for 1 / sqrt(width).
         """
         ...
 

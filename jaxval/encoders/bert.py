@@ -25,16 +25,16 @@ class BertConfig:
     """The entries of config.json that define the encoder, with the defaults of transformers.
 
     Attributes:
-      vocab_size: rows of the table of word embeddings.
-      hidden_size: components of a token state.
-      num_hidden_layers: number of layers.
-      num_attention_heads: heads of each attention.
-      intermediate_size: components between the dense layers of a feed-forward part.
-      hidden_act: the activation between them, a key of blocks.ACTIVATIONS.
-      max_position_embeddings: rows of the table of position embeddings.
-      type_vocab_size: rows of the table of token types; 0 for a model without token types.
-      layer_norm_eps: the epsilon of layer norms.
-      initializer_range: the standard deviation of initial parameters.
+      vocab_size: Rows of the table of word embeddings.
+      hidden_size: Components of a token state.
+      num_hidden_layers: Number of layers.
+      num_attention_heads: Heads of each attention.
+      intermediate_size: Components between the dense layers of a feed-forward part.
+      hidden_act: The activation between them, a key of blocks.ACTIVATIONS.
+      max_position_embeddings: Rows of the table of position embeddings.
+      type_vocab_size: Rows of the table of token types; 0 for a model without token types.
+      layer_norm_eps: The epsilon of layer norms.
+      initializer_range: The standard deviation of initial parameters.
     """
 
     vocab_size: int = 30522
@@ -57,7 +57,7 @@ class BertConfig:
         """Reads the entries of config.json, and ignores those that have no effect here.
 
         Raises:
-          EncoderError: they describe a model that is not supported.
+          EncoderError: They describe a model that is not supported.
         """
         require(config, "position_embedding_type", ["absolute"], "absolute")
         require(config, "is_decoder", [False], False)
@@ -86,7 +86,7 @@ class Bert(Part):
           mask: [batch, length] bool, False on padding.
 
         Raises:
-          EncoderError: length exceeds the number of position embeddings.
+          EncoderError: Length exceeds the number of position embeddings.
         """
         hidden = self.embedded(ids, mask)
         return self.part(_Encoder, "encoder")(hidden, mask)  # type: ignore[no-any-return]

@@ -51,9 +51,9 @@ class Part(nn.Module):
     restored. Norms have float32 parameters, and compute their statistics in float32.
 
     Attributes:
-      config: the family's record of config.json.
-      dtype: the dtype of the computation, float32 or bfloat16.
-      attend: the function that computes attention.
+      config: The family's record of config.json.
+      dtype: The dtype of the computation, float32 or bfloat16.
+      attend: The function that computes attention.
     """
 
     config: Any
@@ -102,10 +102,10 @@ class Part(nn.Module):
         Args:
           hidden: [batch, length, hidden].
           mask: [batch, length] bool, False on padding.
-          names: the names of the dense layers for query, key and value.
-          width: the components of a head; None for hidden / heads.
-          biased: whether these dense layers have a bias.
-          **options: further arguments of `attend`.
+          names: The names of the dense layers for query, key and value.
+          width: The components of a head; None for hidden / heads.
+          biased: Whether these dense layers have a bias.
+          **options: Further arguments of `attend`.
         """
         heads = self.config.num_attention_heads
         total = hidden.shape[2] if width is None else heads * width
@@ -118,9 +118,9 @@ class Part(nn.Module):
         """Returns the learned bias by the distance of key and query, [heads, length, length].
 
         Args:
-          length: the length of the texts.
-          count: the number of buckets of distances, which are the rows of the table.
-          max_distance: the distance from which on all are in one bucket.
+          length: The length of the texts.
+          count: The number of buckets of distances, which are the rows of the table.
+          max_distance: The distance from which on all are in one bucket.
         """
         heads = self.config.num_attention_heads
         table = self.table(count, heads, "relative_attention_bias")
@@ -176,9 +176,9 @@ def buckets(length: int, count: int, max_distance: int) -> np.ndarray:
     source: `_relative_position_bucket` in modeling_t5.py of transformers.
 
     Args:
-      length: the length of the texts.
-      count: the number of buckets.
-      max_distance: the distance from which on all are in one bucket.
+      length: The length of the texts.
+      count: The number of buckets.
+      max_distance: The distance from which on all are in one bucket.
     """
     distance = np.arange(1 - length, length)
     half, exact = count // 2, count // 4

@@ -47,13 +47,13 @@ class Rope:
     """The settings of rotary position embeddings.
 
     Attributes:
-      theta: the base of the frequencies.
+      theta: The base of the frequencies.
       rope_type: `default`, `linear` or `llama3`. `llama3` scales only low frequencies.
-      factor: the factor by which `linear` and `llama3` divide frequencies.
+      factor: The factor by which `linear` and `llama3` divide frequencies.
       low_freq_factor: `llama3` scales fully below this number of rotations in
         original_max_position_embeddings.
       high_freq_factor: `llama3` does not scale above this number of rotations.
-      original_max_position_embeddings: the number of positions in pretraining, for `llama3`.
+      original_max_position_embeddings: The number of positions in pretraining, for `llama3`.
     """
 
     theta: float = 10000.0
@@ -67,7 +67,7 @@ class Rope:
         """Returns the angle per position of each pair of components, [width / 2] float32.
 
         Args:
-          width: the components of a head.
+          width: The components of a head.
 
         Returns:
           Angles in radians.
@@ -89,22 +89,22 @@ class DecoderConfig:
     """The entries of config.json that define the model.
 
     Attributes:
-      vocab_size: rows of the table of word embeddings.
-      hidden_size: components of a token state.
-      intermediate_size: components between the dense layers of a feed-forward part.
-      num_hidden_layers: number of layers.
-      num_attention_heads: heads of the query.
-      num_key_value_heads: heads of key and value; 0 for num_attention_heads.
-      head_dim: components of a head; 0 for hidden_size / num_attention_heads.
-      hidden_act: the activation of feed-forward parts, a key of blocks.ACTIVATIONS.
-      max_position_embeddings: the maximum number of positions.
-      rms_norm_eps: the epsilon of norms.
-      initializer_range: the standard deviation of initial parameters.
-      rope: the rotary embeddings, from rope_theta and rope_scaling, or from rope_parameters.
-      window: the number of positions that attention reaches back; None for all.
-      qkv_bias: whether the dense layers of query, key and value have a bias.
-      out_bias: whether the dense layer after attention has a bias.
-      head_norms: whether the heads of query and key are normalized.
+      vocab_size: Rows of the table of word embeddings.
+      hidden_size: Components of a token state.
+      intermediate_size: Components between the dense layers of a feed-forward part.
+      num_hidden_layers: Number of layers.
+      num_attention_heads: Heads of the query.
+      num_key_value_heads: Heads of key and value; 0 for num_attention_heads.
+      head_dim: Components of a head; 0 for hidden_size / num_attention_heads.
+      hidden_act: The activation of feed-forward parts, a key of blocks.ACTIVATIONS.
+      max_position_embeddings: The maximum number of positions.
+      rms_norm_eps: The epsilon of norms.
+      initializer_range: The standard deviation of initial parameters.
+      rope: The rotary embeddings, from rope_theta and rope_scaling, or from rope_parameters.
+      window: The number of positions that attention reaches back; None for all.
+      qkv_bias: Whether the dense layers of query, key and value have a bias.
+      out_bias: Whether the dense layer after attention has a bias.
+      head_norms: Whether the heads of query and key are normalized.
     """
 
     vocab_size: int = 32000
@@ -136,7 +136,7 @@ class DecoderConfig:
         """Reads the entries of config.json, and ignores those that have no effect here.
 
         Raises:
-          EncoderError: they describe a model that is not supported.
+          EncoderError: They describe a model that is not supported.
         """
         name = config["model_type"]
         config = {**_DEFAULTS[name], **config}
@@ -216,7 +216,7 @@ class Decoder(Part):
           mask: [batch, length] bool, False on padding.
 
         Raises:
-          EncoderError: length exceeds the number of positions, or the sliding window.
+          EncoderError: Length exceeds the number of positions, or the sliding window.
         """
         config = self.config
         check_length(ids, config.limit)

@@ -30,7 +30,7 @@ def from_json(config: Mapping[str, Any]) -> BertConfig:
     """Reads the entries of config.json, whose names differ from BERT's.
 
     Raises:
-      EncoderError: they describe a model that is not supported.
+      EncoderError: They describe a model that is not supported.
     """
     require(config, "sinusoidal_pos_embds", [False], False)
     require(config, "activation", ACTIVATIONS, "gelu")

@@ -16,8 +16,8 @@ class Limit:
     """The maximum number of tokens in a text.
 
     Attributes:
-      tokens: the number, special tokens included.
-      what: what limits it, for messages, e.g. `positions`.
+      tokens: The number, special tokens included.
+      what: What limits it, for messages, e.g. `positions`.
     """
 
     tokens: int
@@ -37,10 +37,10 @@ def read(
     """Returns a record of those entries for which it has a field.
 
     Args:
-      record: a dataclass with a default for each field.
-      config: the content of config.json. An entry that is null counts as missing.
-      renamed: entry -> field, where their names differ.
-      **given: values of fields whose entries are missing, in place of the record's defaults.
+      record: A dataclass with a default for each field.
+      config: The content of config.json. An entry that is null counts as missing.
+      renamed: Entry -> field, where their names differ.
+      **given: Values of fields whose entries are missing, in place of the record's defaults.
     """
     names = renamed or {}
     entries = {names.get(name, name): value for name, value in config.items()}

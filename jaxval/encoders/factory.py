@@ -47,10 +47,10 @@ def load_factory(spec: str) -> Encoder:
     Modules can be imported from the working directory, as with `python -m`.
 
     Args:
-      spec: the factory, a function without arguments, as `package.module:factory`.
+      spec: The factory, a function without arguments, as `package.module:factory`.
 
     Raises:
-      EncoderError: the module cannot be imported, the factory does not exist or fails, or
+      EncoderError: The module cannot be imported, the factory does not exist or fails, or
         does not return an Encoder. An exception of the user's code is the cause of the error.
     """
     name, _, attribute = spec.partition(":")
@@ -95,11 +95,11 @@ def check(encoder: Encoder, name: str) -> None:
     """Traces both functions of an encoder, and computes nothing.
 
     Args:
-      encoder: the encoder to check.
-      name: what messages call it, e.g. the setting and its value.
+      encoder: The encoder to check.
+      name: What messages call it, e.g. the setting and its value.
 
     Raises:
-      EncoderError: a function raises an error, or does not return [batch, dim], or their
+      EncoderError: A function raises an error, or does not return [batch, dim], or their
         numbers of components differ.
     """
     require_encoder(encoder, f"{name} is")

@@ -34,12 +34,12 @@ class Family:
     """The support of one `model_type` of config.json.
 
     Attributes:
-      configure: converts the content of config.json to the family's frozen record; raises
+      configure: Converts the content of config.json to the family's frozen record; raises
         EncoderError.
-      backbone: returns, for a record, dtype and attention, a linen module that maps (ids,
+      backbone: Returns, for a record, dtype and attention, a linen module that maps (ids,
         mask) to token states.
-      words: the name of the word table in PyTorch.
-      pooling: the pooling of folders that do not specify one.
+      words: The name of the word table in PyTorch.
+      pooling: The pooling of folders that do not specify one.
     """
 
     configure: Callable[[Mapping[str, Any]], Any]
@@ -96,17 +96,17 @@ class ModelFolder:
     """The encoder that a folder describes.
 
     Attributes:
-      path: the folder that contains config.json, the tokenizer and the weights.
-      config: the family's record of config.json.
-      family: the `model_type`, a key of FAMILIES.
+      path: The folder that contains config.json, the tokenizer and the weights.
+      config: The family's record of config.json.
+      family: The `model_type`, a key of FAMILIES.
       pooling: `cls`, `mean` or `last`.
-      normalize: whether vectors are scaled to unit length.
-      projection: the dense layer over pooled vectors, or None.
-      projection_path: the folder that contains the weights of that layer, or None.
-      max_seq_length: the maximum number of tokens in a text, special tokens included; None if
+      normalize: Whether vectors are scaled to unit length.
+      projection: The dense layer over pooled vectors, or None.
+      projection_path: The folder that contains the weights of that layer, or None.
+      max_seq_length: The maximum number of tokens in a text, special tokens included; None if
         it is not specified.
-      query_prefix: the prompt before queries; None if none is specified.
-      passage_prefix: the prompt before passages; None if none is specified.
+      query_prefix: The prompt before queries; None if none is specified.
+      passage_prefix: The prompt before passages; None if none is specified.
     """
 
     path: Path
@@ -134,8 +134,8 @@ def download(name: str, patterns: list[str]) -> str:
     """Returns the local folder of a hub model, which is downloaded if it is not cached.
 
     Args:
-      name: of the model on the hub.
-      patterns: glob patterns of the files to download.
+      name: The name of the model on the hub.
+      patterns: Glob patterns of the files to download.
     """
     import huggingface_hub
 
@@ -154,12 +154,12 @@ def read(
     `last` for decoders, `mean` for T5, `cls` for the others.
 
     Args:
-      path_or_hub_name: an existing folder, or else the name of a model on the hub.
-      weights: whether to download the weights of a hub model too, for load_weights.
-      download: returns the local folder for a hub name and file patterns.
+      path_or_hub_name: An existing folder, or else the name of a model on the hub.
+      weights: Whether to download the weights of a hub model too, for load_weights.
+      download: Returns the local folder for a hub name and file patterns.
 
     Raises:
-      EncoderError: the folder or model does not exist, cannot be read, or describes an encoder
+      EncoderError: The folder or model does not exist, cannot be read, or describes an encoder
         that is not supported.
     """
     root = _locate(path_or_hub_name, weights, download)
@@ -260,8 +260,8 @@ class _Prompts:
     """The prompts that sentence-transformers puts before texts.
 
     Attributes:
-      prompts: the prompts by name.
-      default: the name of the default prompt, or None.
+      prompts: The prompts by name.
+      default: The name of the default prompt, or None.
     """
 
     prompts: Mapping[str, str | None]
@@ -320,15 +320,15 @@ def build(
     """Returns the encoder that a folder describes, with tied towers.
 
     Args:
-      folder: the result of `read`.
-      dtype: the dtype of the computation, `float32` or `bfloat16`; vectors are float32.
+      folder: The result of `read`.
+      dtype: The dtype of the computation, `float32` or `bfloat16`; vectors are float32.
       pooling: `cls`, `mean` or `last`; None for the folder's pooling.
-      normalize: whether vectors are scaled to unit length; None for the folder's setting.
-      dim: the number of components that truncation keeps (Matryoshka); None for all.
-      attend: the function that computes attention; see attention.fastest.
+      normalize: Whether vectors are scaled to unit length; None for the folder's setting.
+      dim: The number of components that truncation keeps (Matryoshka); None for all.
+      attend: The function that computes attention; see attention.fastest.
 
     Raises:
-      EncoderError: an argument is out of range.
+      EncoderError: An argument is out of range.
     """
     if dtype not in DTYPES:
         raise EncoderError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -349,14 +349,14 @@ def load_weights(folder: ModelFolder) -> tuple[Params, list[str]]:
     """Reads the weights of a folder, from safetensors or from Flax's msgpack.
 
     Args:
-      folder: the result of `read`.
+      folder: The result of `read`.
 
     Returns:
       The parameter tree of `build(folder)`, in which floating arrays are float32, and the
       names of the arrays that the encoder does not use (pooler, heads).
 
     Raises:
-      EncoderError: there are no weights, or they do not fit config.json.
+      EncoderError: There are no weights, or they do not fit config.json.
     """
     family, state = FAMILIES[folder.family], _weights(folder.path)
     backbone = family.backbone(folder.config, jnp.dtype("float32"), plain)

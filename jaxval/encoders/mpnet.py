@@ -27,7 +27,7 @@ def from_json(config: Mapping[str, Any]) -> RobertaConfig:
     """Reads the entries of config.json; as in transformers, the padding id is always 1.
 
     Raises:
-      EncoderError: they describe a model that is not supported.
+      EncoderError: They describe a model that is not supported.
     """
     require(config, "relative_attention_num_buckets", [_BUCKETS], _BUCKETS)
     require(config, "hidden_act", ACTIVATIONS, "gelu")

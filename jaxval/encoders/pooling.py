@@ -15,7 +15,7 @@ def pool(hidden: jax.Array, mask: jax.Array, how: str) -> jax.Array:
     """Returns one vector for each text, [batch, dim] float32.
 
     Args:
-      hidden: token states, [batch, length, dim], floating.
+      hidden: Token states, [batch, length, dim], floating.
       mask: [batch, length] bool, False on padding. The vector of a row that is all padding is
         finite, but has no meaning.
       how: `cls` for the first position, `mean` for the mean over unpadded positions, `last`
@@ -55,7 +55,7 @@ def truncate(vectors: jax.Array, dim: int | None) -> jax.Array:
     A truncated unit vector is not a unit vector, so truncation precedes `normalize`.
 
     Raises:
-      EncoderError: the vectors have fewer than `dim` components, or `dim` is not positive.
+      EncoderError: The vectors have fewer than `dim` components, or `dim` is not positive.
     """
     if dim is None:
         return vectors

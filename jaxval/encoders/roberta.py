@@ -22,7 +22,7 @@ class RobertaConfig(BertConfig):
     """The entries of BertConfig with RoBERTa's defaults.
 
     Attributes:
-      pad_token_id: the id of padding; the position of the first token is this plus one.
+      pad_token_id: The id of padding; the position of the first token is this plus one.
     """
 
     vocab_size: int = 50265

@@ -15,7 +15,7 @@ def without_comments(source: str) -> str:
     is written, so the result does not depend on the version of Python.
 
     Args:
-      source: a whole module, its lines separated by newlines.
+      source: A whole module, its lines separated by newlines.
     """
     lines = source.split("\n")
     removed: set[int] = set()

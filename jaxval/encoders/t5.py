@@ -36,17 +36,17 @@ class T5Config:
     """The entries of config.json that define the encoder, with the defaults of transformers.
 
     Attributes:
-      vocab_size: rows of the table of word embeddings.
-      hidden_size: components of a token state.
-      num_hidden_layers: number of layers.
-      num_attention_heads: heads of each attention.
-      head_dim: components of a head.
-      intermediate_size: components between the dense layers of a feed-forward part.
-      feed_forward_proj: a key of blocks.ACTIVATIONS, after `gated-` if it is gated.
-      buckets: buckets of distances for the bias.
-      max_distance: the distance from which on all are in one bucket.
-      rms_norm_eps: the epsilon of norms.
-      initializer_range: the standard deviation of initial parameters.
+      vocab_size: Rows of the table of word embeddings.
+      hidden_size: Components of a token state.
+      num_hidden_layers: Number of layers.
+      num_attention_heads: Heads of each attention.
+      head_dim: Components of a head.
+      intermediate_size: Components between the dense layers of a feed-forward part.
+      feed_forward_proj: A key of blocks.ACTIVATIONS, after `gated-` if it is gated.
+      buckets: Buckets of distances for the bias.
+      max_distance: The distance from which on all are in one bucket.
+      rms_norm_eps: The epsilon of norms.
+      initializer_range: The standard deviation of initial parameters.
     """
 
     vocab_size: int = 32128
@@ -66,7 +66,7 @@ class T5Config:
         """Reads the entries of config.json, and ignores those that have no effect here.
 
         Raises:
-          EncoderError: they describe a model that is not supported.
+          EncoderError: They describe a model that is not supported.
         """
         known = [*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)]
         require(config, "feed_forward_proj", known, "relu")

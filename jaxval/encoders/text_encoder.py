@@ -24,9 +24,9 @@ class Projection:
     """A dense layer over pooled vectors (`2_Dense` of sentence-transformers).
 
     Attributes:
-      width: the number of components of its result.
-      bias: whether it has a bias.
-      activation: a key of ACTIVATIONS.
+      width: The number of components of its result.
+      bias: Whether it has a bias.
+      activation: A key of ACTIVATIONS.
     """
 
     width: int
@@ -41,11 +41,11 @@ class TextEncoder(nn.Module):
     alone fit. Those of the projection are below `projection`.
 
     Attributes:
-      backbone: a linen module that maps (ids, mask) to token states [batch, length, hidden].
+      backbone: A linen module that maps (ids, mask) to token states [batch, length, hidden].
       pooling: `cls`, `mean` or `last`.
-      projection: the dense layer over pooled vectors, or None.
-      dim: the number of components that truncation keeps (Matryoshka); None for all.
-      normalized: whether vectors are scaled to unit length.
+      projection: The dense layer over pooled vectors, or None.
+      dim: The number of components that truncation keeps (Matryoshka); None for all.
+      normalized: Whether vectors are scaled to unit length.
     """
 
     backbone: nn.Module

@@ -29,16 +29,16 @@ def from_torch(
     names (`gamma`, `beta`). Dtypes do not change.
 
     Args:
-      state: arrays by name.
-      backbone: a linen module whose nodes have the names of the PyTorch model.
-      words: the name of the word table in PyTorch, which tells the prefix.
+      state: Arrays by name.
+      backbone: A linen module whose nodes have the names of the PyTorch model.
+      words: The name of the word table in PyTorch, which tells the prefix.
 
     Returns:
       The tree of arrays, and the names in `state` that are not in it: pooler, heads, decoder,
       buffers.
 
     Raises:
-      EncoderError: an array is missing, or does not have the shape that the config implies.
+      EncoderError: An array is missing, or does not have the shape that the config implies.
     """
     sources = {_usual(name): name for name in state}
     prefix = _prefix(sources, words)
@@ -58,15 +58,15 @@ def from_flax(
     """Converts the arrays of a Flax model to the parameter tree of `backbone`.
 
     Args:
-      state: arrays by name, the parts of which are joined by dots.
-      backbone: a linen module with the names of the Flax model.
-      words: the name of the word table in PyTorch, which tells the prefix.
+      state: Arrays by name, the parts of which are joined by dots.
+      backbone: A linen module with the names of the Flax model.
+      words: The name of the word table in PyTorch, which tells the prefix.
 
     Returns:
       The tree of arrays, and the names in `state` that are not in it.
 
     Raises:
-      EncoderError: an array is missing, or does not have the shape that the config implies.
+      EncoderError: An array is missing, or does not have the shape that the config implies.
     """
     prefix = _prefix(state, _flax_name(words))
     shapes = _shapes(backbone)
@@ -83,8 +83,8 @@ def is_flax(state: Mapping[str, np.ndarray], words: str) -> bool:
     """Returns whether the word table has its name in Flax.
 
     Args:
-      state: arrays by name.
-      words: the name of the word table in PyTorch.
+      state: Arrays by name.
+      words: The name of the word table in PyTorch.
     """
     return any(f".{name}".endswith(f".{_flax_name(words)}") for name in state)
 
@@ -108,7 +108,7 @@ def _prefix(names: Iterable[str], words: str) -> str:
     """Returns what precedes the name of the word table.
 
     Raises:
-      EncoderError: there are several word tables, or none.
+      EncoderError: There are several word tables, or none.
     """
     prefixes = [name.removesuffix(words) for name in names if f".{name}".endswith(f".{words}")]
     if len(prefixes) != 1:

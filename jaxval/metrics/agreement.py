@@ -30,9 +30,9 @@ class Estimate:
     Tau and rho are undefined if all checkpoints score the same.
 
     Attributes:
-      value: the value on all queries.
-      low: lower end of the interval.
-      high: upper end of the interval.
+      value: The value on all queries.
+      low: Lower end of the interval.
+      high: Upper end of the interval.
     """
 
     value: float | None
@@ -47,11 +47,11 @@ class Agreement:
     Attributes:
       tau: Kendall's tau-b of the checkpoints' means over the queries.
       rho: Spearman's rank correlation of these means.
-      best: index of the checkpoint that is best on the part, the first of equals.
-      same_best: whether that checkpoint is best on the whole corpus too.
-      same_best_share: share of the resamples in which the part's best is the whole's.
-      regret: the best mean on the whole corpus, minus the mean there of the part's best.
-      optimism: mean on the part minus mean on the whole, averaged over the checkpoints.
+      best: Index of the checkpoint that is best on the part, the first of equals.
+      same_best: Whether that checkpoint is best on the whole corpus too.
+      same_best_share: Share of the resamples in which the part's best is the whole's.
+      regret: The best mean on the whole corpus, minus the mean there of the part's best.
+      optimism: Mean on the part minus mean on the whole, averaged over the checkpoints.
     """
 
     tau: Estimate
@@ -72,7 +72,7 @@ def agree(whole: np.ndarray, part: np.ndarray) -> Agreement:
         order.
 
     Raises:
-      ValueError: the shapes differ, or there are fewer than two checkpoints or no queries.
+      ValueError: The shapes differ, or there are fewer than two checkpoints or no queries.
     """
     if whole.shape != part.shape or whole.ndim != 2 or len(whole) < 2 or not whole.size:
         raise ValueError(f"values of {whole.shape} and {part.shape} cannot be compared")

@@ -27,8 +27,8 @@ class Screening:
     """A sample that screens checkpoints, and the whole corpus that confirms them.
 
     Attributes:
-      sample: the measure that decides, on the sample.
-      whole: the same measure, on the whole corpus.
+      sample: The measure that decides, on the sample.
+      whole: The same measure, on the whole corpus.
     """
 
     sample: SelectBy
@@ -38,8 +38,8 @@ class Screening:
         """Decides whether a checkpoint is screened out.
 
         Args:
-          candidate: its validation on the sample, compared with `best`.
-          best: the best validation on the sample before it; None if there is none.
+          candidate: Its validation on the sample, compared with `best`.
+          best: The best validation on the sample before it; None if there is none.
 
         Returns:
           The failure that records why it is screened out; None if it is to be confirmed.
@@ -65,8 +65,8 @@ class Screening:
         confirmed one on the whole corpus.
 
         Args:
-          validations: all validations in the ledger.
-          failures: all failures in the ledger.
+          validations: All validations in the ledger.
+          failures: All failures in the ledger.
         """
         sampled = [_seconds(row) for row in validations if row.series == self.sample.series]
         whole = [_seconds(row) for row in validations if row.series == self.whole.series]
@@ -92,8 +92,8 @@ class Screening:
         step. The line also gives the error of the same estimate for confirmed checkpoints.
 
         Args:
-          validations: all validations in the ledger.
-          failures: all failures in the ledger.
+          validations: All validations in the ledger.
+          failures: All failures in the ledger.
 
         Returns:
           The line; empty if no checkpoint was screened out, or fewer than two were confirmed.

@@ -29,8 +29,8 @@ class Comparison:
     """A candidate's intervals, and its comparison with a baseline.
 
     Attributes:
-      intervals: measure -> (low, high), 95% interval of the candidate's mean.
-      p_values: measure -> p-value of the difference from the baseline, for the measures that
+      intervals: Measure -> (low, high), 95% interval of the candidate's mean.
+      p_values: Measure -> p-value of the difference from the baseline, for the measures that
         both have. Empty without a baseline.
     """
 
@@ -44,8 +44,8 @@ def compare(
     """Compares the per-query values of a candidate with those of a baseline.
 
     Args:
-      candidate: measure -> [queries] float64.
-      baseline: measure -> [queries] float64, of the same queries in the same order; None if
+      candidate: Measure -> [queries] float64.
+      baseline: Measure -> [queries] float64, of the same queries in the same order; None if
         there is no baseline.
     """
     baseline = baseline or {}
@@ -92,7 +92,7 @@ def p_value(values: np.ndarray, baseline: np.ndarray) -> float:
       baseline: [queries] float64, of the same queries in the same order.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: The shapes differ.
     """
     if values.shape != baseline.shape:
         raise ValueError(

@@ -110,10 +110,10 @@ class Ledger:
     """An open ledger. Every write is one transaction.
 
     Args:
-      path: the file, which is created if it does not exist, with its folder.
+      path: The file, which is created if it does not exist, with its folder.
 
     Raises:
-      UserError: the file is not a ledger, is from a newer jaxval, or cannot be written.
+      UserError: The file is not a ledger, is from a newer jaxval, or cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -165,10 +165,10 @@ class Ledger:
         """Adds a series, unless the ledger has it.
 
         Args:
-          digest: identifies the series.
-          dataset: the set's name.
-          settings: what the digest is computed from, as JSON holds it.
-          query_ids: the order of the per-query values.
+          digest: Identifies the series.
+          dataset: The set's name.
+          settings: What the digest is computed from, as JSON holds it.
+          query_ids: The order of the per-query values.
         """
         row = (digest, dataset, json.dumps(settings), json.dumps(list(query_ids)), time.time())
         with self._atomic():
@@ -199,8 +199,8 @@ class Ledger:
         """Writes a validation with its values, in one transaction.
 
         Args:
-          validation: the validation. Its series is in the ledger.
-          failures: failures that follow from it, which the same transaction writes.
+          validation: The validation. Its series is in the ledger.
+          failures: Failures that follow from it, which the same transaction writes.
         """
         if validation.standing is None:
             raise ValueError("a validation must be compared before it is committed")
@@ -245,9 +245,9 @@ class Ledger:
         """Removes failures, so that their checkpoints are tried again.
 
         Args:
-          series: digests of the series.
-          among: identities of the checkpoints; None for all checkpoints.
-          but: reasons; failures for these reasons are kept.
+          series: Digests of the series.
+          among: Identities of the checkpoints; None for all checkpoints.
+          but: Reasons; failures for these reasons are kept.
 
         Returns:
           The number of failures that were removed.
@@ -268,10 +268,10 @@ class Ledger:
         """Removes failures of checkpoints that have no result in another series.
 
         Args:
-          reason: the failures' reason.
-          series: digest of the failures' series.
-          without: digest of the other series.
-          among: identities of the checkpoints.
+          reason: The failures' reason.
+          series: Digest of the failures' series.
+          without: Digest of the other series.
+          among: Identities of the checkpoints.
 
         Returns:
           The number of failures that were removed.

@@ -25,10 +25,10 @@ def hold(directory: Path) -> Iterator[None]:
     locks, a warning is logged and the context runs without one.
 
     Args:
-      directory: created if it does not exist.
+      directory: Created if it does not exist.
 
     Raises:
-      UserError: another process holds the lock, or the directory cannot be written.
+      UserError: Another process holds the lock, or the directory cannot be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def rank(passages: Iterable[Text], queries: Sequence[Text], depth: int) -> Candi
         word with it, and is left out if there is none.
 
     Raises:
-      UserError: bm25s or PyStemmer is not installed.
+      UserError: Bm25s or PyStemmer is not installed.
       DataError: A text is token ids, or no passage has a word.
     """
     check()

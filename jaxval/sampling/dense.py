@@ -33,7 +33,7 @@ class Ranker:
     Attributes:
       queries: The judged queries of the validation set.
       origin: The checkpoint and how it encodes, for the sample's manifest.
-      rank: depth -> the highest ranked passages of each query. Encodes the whole corpus.
+      rank: Depth -> the highest ranked passages of each query. Encodes the whole corpus.
     """
 
     queries: QuerySet

@@ -31,7 +31,7 @@ def draw(report: Mapping[str, Any], path: Path, form: str) -> None:
       form: `png` or `svg`.
 
     Raises:
-      UserError: matplotlib is not installed.
+      UserError: Matplotlib is not installed.
     """
     check()
     import matplotlib

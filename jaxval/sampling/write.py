@@ -92,7 +92,7 @@ def _warn_of_queries(queries: QuerySet) -> None:
     """Warns of queries that do not count."""
     total = len(queries.texts) + queries.unjudged
     if queries.unjudged:
-        remark = "%s: %d of %d queries have no judgement: no passages are selected for them"
+        remark = "%s: %d of %d queries have no judgment: no passages are selected for them"
         _LOG.warning(remark, queries.name, queries.unjudged, total)
     if queries.unknown_queries:
         remark = "%s: %d queries of the qrels have no text and are left out"
@@ -120,7 +120,7 @@ def _fill(
     selection: Selection,
     corpus: Iterator[Text],
 ) -> dict[str, int]:
-    """Writes the selected passages, all queries, and the judgements; returns the counts."""
+    """Writes the selected passages, all queries, and the judgments; returns the counts."""
     judged = queries.judged
     sieve = Sieve(selection, judged, lambda id_: readers.find_lines(files.corpus, id_))
     texts = readers.read_texts(files.queries)

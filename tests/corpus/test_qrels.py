@@ -48,7 +48,7 @@ def read(content, name="q.tsv"):
     name=st.sampled_from(["q.tsv", "qrels", "q.trec.gz"]),
 )
 @settings(deadline=None)
-def test_all_formats_give_the_same_judgements(
+def test_all_formats_give_the_same_judgments(
     qrels, separator, iteration, header, ending, name
 ):
     assert read(written(qrels, separator, iteration, header, ending), name) == qrels
@@ -60,7 +60,7 @@ def test_ids_may_contain_blanks_in_tab_separated_lines(qrels, iteration, header)
     assert read(written(qrels, "\t", iteration, header, "")) == qrels
 
 
-def test_a_repeated_judgement_counts_once():
+def test_a_repeated_judgment_counts_once():
     assert read("q 0 d 1\nq 0 d 1\nq 0 e 0\n") == {"q": {"d": 1, "e": 0}}
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_format_is_named(tmp_path):
 def test_an_empty_file_is_named(tmp_path, content):
     path = tmp_path / "q.tsv"
     path.write_text(content)
-    with pytest.raises(DataError, match=f"{path}: no judgement in it: write lines of 'query 0"):
+    with pytest.raises(DataError, match=f"{path}: no judgment in it: write lines of 'query 0"):
         read_qrels(path)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -152,6 +153,28 @@ def test_a_store_is_built_once(tmp_path, tiny_tokenizer, silent):
     second = open_or_build(tmp_path, unreadable(), tiny_tokenizer, silent)
     assert second == first
     assert contents(second) == contents(first) == [[2, 4, 5, 6, 3], [2, 29, 3]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "digest"),
+    [
+        (Recipe("{title} {text}", "", 32), "a38f29efac11a329159af9c5796153d6"),
+        (Recipe("{text}", "query: é", 64), "02bf0c566d241cb8712b6b5e1d10d202"),
+    ],
+)
+def test_the_stores_of_earlier_versions_are_still_valid(tiny_tokenizer, recipe, digest):
+    tokenizer = dataclasses.replace(tiny_tokenizer, digest="a1" * 32)
+    assert token_store.digest("0f" * 32, tokenizer, recipe) == digest
+
+
+def test_a_new_field_with_a_default_makes_no_other_store(tiny_tokenizer):
+    extended = dataclasses.make_dataclass(
+        "Extended", [("lower", bool, False)], bases=(Recipe,), frozen=True
+    )
+    before = token_store.digest("origin", tiny_tokenizer, Recipe("{text}", "", 32))
+    assert token_store.digest("origin", tiny_tokenizer, extended("{text}", "", 32)) == before
+    changed = extended("{text}", "", 32, lower=True)
+    assert token_store.digest("origin", tiny_tokenizer, changed) != before
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Place:
     Attributes:
       root: The directory that holds all others.
       checkpoints: The trainer's directory. It does not exist before the first checkpoint.
-      output: jaxval's output directory.
+      output: The output directory of jaxval.
       texts: The validation set, a BEIR folder.
       tokenizer: The tokenizer's folder.
     """

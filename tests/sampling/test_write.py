@@ -73,7 +73,7 @@ def content(folder):
 def test_a_run_by_hand(world):
     ran = world.start("run:depth=2", "--run=run.trec")
     assert world.warnings(ran) == [
-        "dev: 1 of 3 queries have no judgement: no passages are selected for them"
+        "dev: 1 of 3 queries have no judgment: no passages are selected for them"
     ]
     assert ran.stdout == (
         f"wrote {world.output}: 5 of 20 passages, 2 of them judged, and 2 judged queries\n"
@@ -193,7 +193,7 @@ def test_unusable_parts_of_a_run_are_warned_of(world):
     assert world.ids() == ["d0", "d1", "d8"]
 
 
-def test_judgements_without_text_or_passage_are_warned_of(world):
+def test_judgments_without_text_or_passage_are_warned_of(world):
     path = world.root / "set" / "qrels" / "test.tsv"
     path.write_text(path.read_text() + "q\tx9\t1\ngone\td7\t1\n")
     ran = world.start("random:size=1")
