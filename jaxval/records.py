@@ -222,7 +222,7 @@ class SelectBy:
     measure: str
     lower_is_better: bool = False
 
-    def worth(self, validation: Validation) -> float:
+    def score(self, validation: Validation) -> float:
         """Returns the mean of the measure, negated if lower values are better."""
         value = validation.measures[self.measure]
         return -value if self.lower_is_better else value
@@ -333,7 +333,7 @@ class TrackedRun:
       sample: What decides it on the sample that screens checkpoints, or None without
         screening.
       patience: Number of validations without a significant gain after which the trainer is
-        told to stop, or None to never tell it.
+        told to stop, or None for no such limit.
     """
 
     directory: Path

@@ -30,7 +30,7 @@ _HEAD = """\
 <!-- Written by scripts/make_flags_reference.py. Do not edit. -->
 
 Write a flag as `--name=value`. A Boolean flag can also be written as `--name` or `--noname`.
-Any flag can stand in a file, one flag per line; name the file with `--flagfile=val.flags`. A
+Flags can be put in a file, one flag per line; name the file with `--flagfile=val.flags`. A
 flag on the command line after `--flagfile` overrides the file.
 """
 

@@ -1,4 +1,4 @@
-"""The search for an encoder's parameters in a checkpoint, by their structure alone."""
+"""The search for an encoder's parameters in a checkpoint, by their structure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Chosen = Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]]
 """Tower -> the subtree chosen for it, and where each leaf of the encoder is in it."""
 
 AUTO = ParamsPaths()
-"""No path is given: the parameters are found by structure alone."""
+"""No path is given: the parameters are found by their structure."""
 
 _LISTED = 5
 _SETTINGS = {

@@ -206,9 +206,9 @@ def _readings(
     }
     return {
         layout: adapters[layout]
-        for layout, (one_shape, other_shape) in factors.items()
+        for layout, (first_shape, second_shape) in factors.items()
         if (layout == "flax" or not set(_ONLY_FLAX) & set(first[-2:]))
-        and (shapes[first], shapes[second]) == ((*outer, *one_shape), (*outer, *other_shape))
+        and (shapes[first], shapes[second]) == ((*outer, *first_shape), (*outer, *second_shape))
     }
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a sampled corpus: a file beside it that says how the sample was made."""
+"""The manifest of a sampled corpus: a file beside it about how the sample was made."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def train(
       state: The initial state, which is saved as step 0.
       pairs: Tokens of the queries and of their passages, as `load_pairs` returns them.
       manager: Orbax's CheckpointManager.
-      should_stop: Asked after each save.
+      should_stop: Called after each save.
     """
     save(manager, 0, state, None)
     order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)
@@ -155,7 +155,7 @@ def train(
         if step % _SAVE_EVERY.value == 0:
             save(manager, step, state, float(loss))
             if should_stop():
-                print(f"step {step}: retrieval gets no better, stopping", flush=True)
+                print(f"step {step}: retrieval no longer improves, stopping", flush=True)
                 return
 
 

@@ -27,10 +27,10 @@ def open_series(
       waiting: Checkpoints that can still be read. Only their failures are removed.
       retry_failed: Whether to remove the failures of earlier runs.
     """
-    for judged in prepared.plan.sets:
-        settings = prepared.settings[judged.series]
-        _log_changes(ledger.settings(judged.name), judged.series, settings)
-        ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
+    for eval_set in prepared.plan.sets:
+        settings = prepared.settings[eval_set.series]
+        _log_changes(ledger.settings(eval_set.name), eval_set.series, settings)
+        ledger.open_series(eval_set.series, eval_set.name, settings, eval_set.query_ids)
     readable = {checkpoint.identity for checkpoint in waiting}
     if prepared.screening:
         _reopen(prepared.screening, ledger, readable)

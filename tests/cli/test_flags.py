@@ -50,7 +50,7 @@ def test_names_are_unique():
 
 
 @pytest.mark.parametrize("flag", flags.ALL, ids=lambda flag: flag.name)
-def test_help_says_what_none_means(flag):
+def test_help_explains_what_none_means(flag):
     assert flag.help[0].isupper()
     assert flag.help.endswith(".")
     assert (

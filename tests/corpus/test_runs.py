@@ -46,9 +46,7 @@ def written(run, form):
     depth=st.integers(1, 7),
     seed=st.randoms(use_true_random=False),
 )
-def test_the_rank_decides_whatever_the_order_of_the_lines(
-    tmp_path, run, form, name, depth, seed
-):
+def test_the_rank_decides_in_any_order_of_the_lines(tmp_path, run, form, name, depth, seed):
     lines = written(run, form)
     seed.shuffle(lines)
     path = write(tmp_path / name, "".join(lines))

@@ -113,7 +113,7 @@ def test_the_traceback_within_a_plug_in_follows_the_message(app):
     assert line == '    return nn.Embed(14, 4, name="vectors")(ids)[:, self.position]'
 
 
-def test_a_tracker_of_the_users_is_told_everything_and_may_fail(app):
+def test_a_tracker_of_the_user_gets_every_row_and_may_fail(app):
     for step in (1, 2, 3):
         app.put(step)
     app.complete()

@@ -120,7 +120,7 @@ def test_an_object_that_does_not_encode_is_an_error(config, tokenizer_folder):
         read(with_encoder(config, tokenizer_folder, encoder=flat))
 
 
-def test_what_was_read_is_handed_on_and_not_read_again(config, silent, monkeypatch):
+def test_inputs_that_were_read_are_not_read_again(config, silent, monkeypatch):
     inputs = read(config)
 
     def fail(*_, **__):

@@ -50,7 +50,7 @@ def with_field(record, **fields):
     return extended(**vars(record))
 
 
-def test_the_record_is_what_it_was(evaluation, encoding):
+def test_the_record_does_not_change(evaluation, encoding):
     settings = series(evaluation, encoding)
     assert settings == {
         "version": 1,

@@ -136,7 +136,7 @@ def test_only_candidates_are_scored(store, eval_set, silent):
     assert result.per_query["RR"].tolist() == [1, 1 / 2]
 
 
-def test_each_tower_may_have_its_own_parameters(store, eval_set, silent):
+def test_towers_with_separate_parameters(store, eval_set, silent):
     plan = make_plan((store(PASSAGES), [eval_set("dev", DEV)]))
     towers = {"query": letters(skip="b"), "passage": letters()}
     (result,) = results(plan, silent, Restored(towers, "two", untied=True)).values()

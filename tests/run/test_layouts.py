@@ -53,7 +53,7 @@ def test_each_of_two_towers_encodes_with_its_parameters_and_so_do_exports(place)
     assert values(place) == pytest.approx(expected)
 
 
-def test_towers_whose_names_do_not_tell_are_named_by_settings(place):
+def test_towers_with_ambiguous_names_are_chosen_by_settings(place):
     place.save(1, {"a": words(world.table(11)), "b": words(world.table(1))})
     assert (
         "more than one subtree fits the encoder: a, b. Choose one for both" in place.refused()

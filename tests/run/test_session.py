@@ -155,7 +155,7 @@ def test_it_ends_when_no_checkpoint_comes_for_idle_timeout(place):
     assert "no new checkpoint for 10 s" in place.log
 
 
-def test_an_interrupted_run_says_what_it_has(place):
+def test_an_interrupted_run_prints_its_summary(place):
     place.put(1)
     queue = place.queue()
 
@@ -311,7 +311,7 @@ def test_an_unreadable_checkpoint_has_no_row_and_stays_pinned(place, monkeypatch
     place.check(2, 1)
 
 
-def test_a_deleted_checkpoint_is_lost_and_says_why_it_was_not_pinned(place):
+def test_the_failure_of_a_deleted_checkpoint_explains_why_it_was_not_pinned(place):
     place.put(1, 2)
     queue = place.queue(unpinned={1: "the disk has no links"})
     place.delete(1)
@@ -323,7 +323,7 @@ def test_a_deleted_checkpoint_is_lost_and_says_why_it_was_not_pinned(place):
     assert "1 validated, 0 already in the ledger, 1 lost, 0 corrupt" in place.out
 
 
-def test_what_the_pin_limit_left_unpinned_says_so_when_it_is_lost(place):
+def test_the_failure_of_a_lost_checkpoint_names_the_pin_limit(place):
     place.put(1, 2, 3, 4)
     limited = {"pin_limit": PinLimit(count=1), "host_checkpoints": 1}
     watcher = place.watcher(**limited)
@@ -546,7 +546,7 @@ def step(ranked: Ranked):
     return ranked.validation.checkpoint.step, best, ranked.is_best
 
 
-def test_trackers_that_are_handed_in_are_told_of_every_row(place):
+def test_trackers_of_the_caller_get_every_row(place):
     values = {n: np.mean(world.expected(n)) for n in (1, 2, 3)}
     assert values[1] > values[2] > values[3]
     tracker, tracked = Recording(), []
