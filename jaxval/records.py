@@ -369,7 +369,7 @@ class Tracker(Protocol):
         ...
 
     def end(self) -> None:
-        """Ends. Called once, however the run ends."""
+        """Ends the tracker. Called once, also if the run fails."""
         ...
 
 

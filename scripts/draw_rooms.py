@@ -58,19 +58,19 @@ def floors(arrows: Arrows) -> dict[str, int]:
     Raises:
       ValueError: Rooms import each other in a circle.
     """
-    found: dict[str, int] = {}
+    levels: dict[str, int] = {}
 
     def floor(room: str, above: tuple[str, ...]) -> int:
         if room in above:
             raise ValueError("a circle: " + " -> ".join((*above, room)))
-        if room not in found:
+        if room not in levels:
             below = [floor(other, (*above, room)) for other in arrows[room]]
-            found[room] = 1 + max(below, default=-1)
-        return found[room]
+            levels[room] = 1 + max(below, default=-1)
+        return levels[room]
 
     for room in arrows:
         floor(room, ())
-    return found
+    return levels
 
 
 def by_floor(arrows: Arrows) -> list[list[str]]:

@@ -65,8 +65,8 @@ class Block:
 
 
 def blocks(path: Path) -> list[Block]:
-    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
-    return [Block(language, text) for language, text in found]
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+    return [Block(language, text) for language, text in blocks]
 
 
 def commands(path: Path) -> list[str]:
@@ -85,7 +85,7 @@ SLOW = {"make demo", "python -m jaxval.demo"}
 """Commands that train; tests/demo runs what they run."""
 
 DEMO = "python -m jaxval.main --flagfile=jaxval/demo/demo.flags"
-"""What the demo starts beside its trainer."""
+"""The command that the demo starts with its trainer."""
 
 INSTALLS = ("pip ", "make ")
 """How commands begin that change the environment."""
@@ -104,7 +104,7 @@ PYTHON = (
 
 
 class World:
-    """Directories and files that stand for those of the examples.
+    """Directories and files that replace those of the examples.
 
     Attributes:
       root: The working directory; has experiments/, models/, data/ and runs/demo/.
@@ -366,7 +366,7 @@ def fixed_parts(message: str) -> list[str]:
 
 
 def strings(path: Path) -> Iterator[str]:
-    """The string literals of a module without backticks; `{}` stands for a value."""
+    """The string literals of a module without backticks; `{}` replaces a value."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.JoinedStr):
             parts = [p.value if isinstance(p, ast.Constant) else "{}" for p in node.values]
@@ -414,9 +414,9 @@ def anchors(page: Path) -> set[str]:
         flags=re.M,
     )
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    found = set()
+    anchors = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.M):
         explicit = re.search(r"\{ #([\w-]+) \}$", heading)
         slug = re.sub(r"[^\w\s-]", "", heading).strip().lower()
-        found.add(explicit[1] if explicit else re.sub(r"[-\s]+", "-", slug))
-    return found
+        anchors.add(explicit[1] if explicit else re.sub(r"[-\s]+", "-", slug))
+    return anchors

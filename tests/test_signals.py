@@ -50,11 +50,15 @@ def test_a_written_state_is_read(tmp_path):
 
 
 def test_numpy_numbers_are_written(tmp_path):
-    one = np.float32(0.5)
+    value = np.float32(0.5)
     signals.write(
         tmp_path,
         State(
-            "m", Best(1, one.item(), "/c"), {np.int64(1): one}, (np.int64(2),), np.bool_(True)
+            "m",
+            Best(1, value.item(), "/c"),
+            {np.int64(1): value},
+            (np.int64(2),),
+            np.bool_(True),
         ),
     )
     read = signals.read(tmp_path)

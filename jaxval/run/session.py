@@ -183,7 +183,7 @@ class Session:
             explain_no_checkpoint(watching.checkpoint_dir)
 
     def end(self) -> None:
-        """Stops reading ahead and ends the trackers. Called however the run ends."""
+        """Stops reading ahead and ends the trackers. Called also if the run fails."""
         self._prefetcher.stop()
         self.tally.retried = self._prefetcher.retried
         self._recorder.end()

@@ -58,8 +58,8 @@ def test_the_folders_prompts_are_the_prefixes_and_are_logged(config, silent, cap
 
 def test_settings_override_the_folders_prompts_even_if_empty(config, silent, caplog):
     with caplog.at_level(logging.INFO):
-        found = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
-    assert found == ("ask: ", "")
+        actual = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
+    assert actual == ("ask: ", "")
     assert "query prefix: 'ask: ' (from `query_prefix`)" in caplog.text
     assert (
         "passage prefix: none (from `passage_prefix`); `model` has 'passage: '" in caplog.text

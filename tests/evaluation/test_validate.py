@@ -33,7 +33,7 @@ def eval_set(store):
 def results(plan, progress, restored=None, wanted=None):
     """The results of all sets by name."""
     restored = restored or Restored(letters(), "params")
-    wanted = [each.series for each in plan.sets] if wanted is None else wanted
+    wanted = [eval_set.series for eval_set in plan.sets] if wanted is None else wanted
     evaluated = validate("step 7", restored, plan, wanted, progress)
     return {result.eval_set.name: result for result in evaluated}
 

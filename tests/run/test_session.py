@@ -479,7 +479,7 @@ def test_sets_with_the_same_corpus_have_it_encoded_once(place):
 
 
 class SteppingClock(Clock):
-    """A clock on which each reading takes some seconds."""
+    """A clock that advances some seconds at each reading."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -523,7 +523,7 @@ class Silent:
 
 
 class Recording(Silent):
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps the rows that it gets."""
 
     def __init__(self):
         self.events = []

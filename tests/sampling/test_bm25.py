@@ -68,8 +68,8 @@ def test_title_and_text_count_equally_and_case_is_ignored():
     depth=st.integers(1, 14),
 )
 def test_ties_are_in_document_order(scores, depth):
-    found = [row for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
-    assert bm25._best(scores, depth).tolist() == found[:depth]
+    expected = [row for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
+    assert bm25._best(scores, depth).tolist() == expected[:depth]
 
 
 def test_passages_are_read_once_and_lazily():

@@ -31,7 +31,9 @@ def query_set(qrels):
 
 
 def runs_of(*hits):
-    return [Run(Path(f"run{number}"), one, 0) for number, one in enumerate(hits)]
+    return [
+        Run(Path(f"run{number}"), hits_of_run, 0) for number, hits_of_run in enumerate(hits)
+    ]
 
 
 def passages(ids):
@@ -192,7 +194,7 @@ def test_strategies_share_readings_of_the_corpus():
     queries = query_set({"q": {"a": 1}})
     together = strategies.select(chosen, queries, corpus, [], 3)
     assert len(opened) == 2
-    alone = [strategies.select([one], queries, corpus, [], 3)[0] for one in chosen]
+    alone = [strategies.select([strategy], queries, corpus, [], 3)[0] for strategy in chosen]
     assert together == alone
 
 

@@ -1,4 +1,4 @@
-"""jaxval.sample as a process, and the memory that it takes."""
+"""jaxval.sample as a process, and its use of memory."""
 
 import gzip
 import hashlib
