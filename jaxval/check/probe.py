@@ -116,6 +116,11 @@ def choose_sample(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sa
     """Returns queries from all over the set with passages from all over the corpus.
 
     The passages contain the best one of each chosen query. The others fill up to `size`.
+
+    Args:
+      eval_set: The set.
+      corpus: The passages of the set.
+      size: Number of queries, and of passages.
     """
     answered, answers = _answers(eval_set.judgments)
     numbers = answered if len(answered) else np.arange(eval_set.queries.count)

@@ -103,7 +103,13 @@ class Recorder:
         return {validation.series, *(failure.series for failure in screened)}
 
     def add_failure(self, checkpoint: Checkpoint, reason: str, message: str) -> None:
-        """Records a failure in each series in which the checkpoint has no row yet."""
+        """Records a failure in each series in which the checkpoint has no row yet.
+
+        Args:
+          checkpoint: The checkpoint.
+          reason: One word, see `records.Failure`.
+          message: An explanation for the user.
+        """
         failures = [
             Failure(checkpoint, series, reason, message)
             for series in self.open_series(checkpoint)
