@@ -1,4 +1,4 @@
-"""A small sample of queries and passages, to see whether an encoder ranks at all."""
+"""A small sample of queries and passages, to check that an encoder ranks better than chance."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Ranking:
     Attributes:
       values: [queries] MEASURE of each query.
       chance: The mean of random rankings.
-      luck: The highest mean of many random rankings; 1 if there are too few texts to tell a
-        ranking from chance.
+      luck: The highest mean of many random rankings; 1 if there are too few texts for a
+        comparison with chance.
     """
 
     values: np.ndarray

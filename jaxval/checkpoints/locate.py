@@ -64,8 +64,9 @@ def plan(abstract_params: Params, shapes: Shapes, paths: ParamsPaths = AUTO) -> 
       paths: The subtrees that the user names.
 
     Raises:
-      MismatchError: No subtree fits; or several fit, and their names do not tell which to
-        take; or the subtree has more layers than the encoder, and the user did not name it.
+      MismatchError: No subtree fits; or several fit, and their names do not determine which
+        to take; or the subtree has more layers than the encoder, and the user did not name
+        it.
     """
     specs = flatten(abstract_params)
     wanted = {path: tuple(spec.shape) for path, spec in specs.items()}

@@ -1,4 +1,4 @@
-"""Restoring of the encoder's parameters, and nothing else, from checkpoints to host memory."""
+"""Restores only the encoder's parameters from checkpoints to host memory."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _plan(
         return lora.plan(base, shapes, paths)
     if paths == AUTO:
         wanted = {path: leaf.shape for path, leaf in flatten(abstract_params).items()}
-        lora.refuse(wanted, shapes)
+        lora.require_no_adapters(wanted, shapes)
     return locate.plan(abstract_params, shapes, paths)
 
 

@@ -116,7 +116,7 @@ def train_step(state: TrainState, queries: Tokens, passages: Tokens) -> tuple[Tr
 
 
 def read_signals(output_dir: str) -> tuple[dict[str, Any], Callable[[], bool]]:
-    """Returns options of the CheckpointManager, and a function that tells whether to stop.
+    """Returns options of the CheckpointManager, and a function that returns whether to stop.
 
     With jaxval's signals, the manager keeps the checkpoints that are still to be validated,
     the best and the newest. Without them, it keeps the last three, and training never stops

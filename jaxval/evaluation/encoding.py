@@ -66,7 +66,7 @@ class _Traits:
       tokenizer: The folder of its tokenizer.
       default_len: Maximum number of tokens of a text, unless a setting overrides it.
       limit: Maximum number of tokens of a text that the encoder can take.
-      vocabulary: Number of token ids that the encoder knows.
+      vocabulary: Number of token ids that the encoder has embeddings for.
       passage_prefix: The text before each passage.
       query_prefix: The text before each query.
     """

@@ -36,7 +36,7 @@ def open_series(
         _reopen(prepared.screening, ledger, readable)
     if retry_failed:
         kept = [SCREENED] if prepared.screening else []
-        count = ledger.forget_failures(list(prepared.settings), readable, but=kept)
+        count = ledger.remove_failures(list(prepared.settings), readable, keep=kept)
         _LOG.info("retrying %d failed checkpoints of earlier runs", count)
 
 

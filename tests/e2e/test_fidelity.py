@@ -149,7 +149,7 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         (("--strategy=random:size=1", "--steps=1,2"), "takes 3 checkpoints or more"),
         (("--strategy=random:size=1", "--steps=1,9"), "--steps: 9 is not in"),
@@ -167,12 +167,12 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
         (("--strategy=random:size=1", "--rerank=/a.trec"), "--rerank scores no corpus"),
     ],
 )
-def test_bad_settings_are_refused(place, tmp_path, extra, said):
+def test_bad_settings_are_refused(place, tmp_path, extra, message):
     extra = [
         place.runs(argument.lower())[0] if argument.isupper() else argument
         for argument in extra
     ]
-    assert said in place.refused(*extra, output_dir=tmp_path)
+    assert message in place.refused(*extra, output_dir=tmp_path)
 
 
 def test_help_lists_own_and_shared_flags():

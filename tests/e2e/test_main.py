@@ -87,18 +87,20 @@ def bad_line(app):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "flags", "said"),
+    ("spoil", "flags", "message"),
     [
         (bad_line, {}, "corpus.jsonl:2: "),
         (None, {"output_dir": ""}, "--output_dir is not set"),
         (None, {"devices": "gpu:one"}, "--devices=gpu:one: write cpu"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2_and_nothing_is_validated(app, spoil, flags, said):
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_validated(
+    app, spoil, flags, message
+):
     app.put(3)
     if spoil:
         spoil(app)
-    assert said in app.refused(**flags)
+    assert message in app.refused(**flags)
     assert not (app.output / "ledger.sqlite").exists()
 
 

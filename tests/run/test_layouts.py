@@ -39,8 +39,8 @@ def test_each_of_two_towers_encodes_with_its_parameters_and_so_do_exports(place)
         towers = [words(world.table(step)), words(world.table(step + 10))]
         place.save(step, {"params": {"params": towers}, "opt_state": [towers]})
     assert place.run(keep_best=2) == 0
-    said = "parameters at params/params/0 (queries), params/params/1 (passages)"
-    assert said in place.log
+    message = "parameters at params/params/0 (queries), params/params/1 (passages)"
+    assert message in place.log
     expected = {
         step: np.mean(world.reciprocal_ranks(world.table(step), world.table(step + 10)))
         for step in (1, 2)
@@ -101,8 +101,8 @@ def test_adapters_are_merged_into_their_base_for_each_checkpoint(place):
         adapter = {"words": {"embedding": {"in_matrix": left, "out_matrix": right}}}
         place.save(step, {"lora": adapter})
     assert place.run(base_params=str(base), lora_alpha=3) == 0
-    said = "parameters at lora; adapters of rank 2, merged into 1 of 1 arrays"
-    assert said in place.log
+    message = "parameters at lora; adapters of rank 2, merged into 1 of 1 arrays"
+    assert message in place.log
     tables = {step: world.table(0) + 3 / 2 * np.matmul(*low_rank(step)) for step in (1, 2)}
     assert values(place) == pytest.approx(
         {step: np.mean(world.reciprocal_ranks(table, table)) for step, table in tables.items()}
@@ -110,9 +110,9 @@ def test_adapters_are_merged_into_their_base_for_each_checkpoint(place):
 
 
 def test_a_base_that_cannot_be_read_is_refused(place):
-    said = place.refused(base_params="no/such", lora_alpha=3)
-    assert said.startswith("`base_params=no/such`: there is neither an Orbax checkpoint")
-    assert "`model" not in said
+    message = place.refused(base_params="no/such", lora_alpha=3)
+    assert message.startswith("`base_params=no/such`: there is neither an Orbax checkpoint")
+    assert "`model" not in message
 
 
 @pytest.mark.filterwarnings("ignore:Flax Checkpointing will soon be deprecated")

@@ -196,8 +196,8 @@ def test_a_signal_while_a_row_is_written_waits_for_the_trackers(place, number):
 def test_a_directory_that_does_not_exist_is_an_error(place):
     missing = str(place.root / "missing")
     settings = {"checkpoint_dir": missing, "idle_timeout": 0.2}
-    said = place.refused(**settings)
-    assert said.startswith(f"`checkpoint_dir={missing}` does not exist: name the directory")
+    message = place.refused(**settings)
+    assert message.startswith(f"`checkpoint_dir={missing}` does not exist: name the directory")
     assert place.out == ""  # neither an empty table nor counts of nothing
     assert f"waiting for checkpoints in {missing}, which does not exist yet" in place.log
 
@@ -389,10 +389,11 @@ def test_if_no_checkpoint_fits_nothing_is_recorded(place):
     place.complete()
     with pytest.raises(MismatchError) as raised:
         place.watch(factory="tests.e2e.other:encoder")
-    said = str(raised.value)
-    assert said.startswith("checkpoint 3 (")
+    message = str(raised.value)
+    assert message.startswith("checkpoint 3 (")
     assert (
-        "vectors/embedding [14, 4] is missing (nearest: params/words/embedding [14, 4])" in said
+        "vectors/embedding [14, 4] is missing (nearest: params/words/embedding [14, 4])"
+        in message
     )
     assert "validated" not in place.out
     assert (place.steps(), place.steps("failure")) == ([], [4])
@@ -577,8 +578,8 @@ def test_a_tracker_that_fails_does_not_stop_the_run(place):
     place.put(1, 2)
     assert place.run(trackers=lambda run: [Failing(), *default_trackers(run)]) == 0
     place.check(1, 2)
-    said = "step 2 is in the ledger, but Failing failed: OSError('the server is down')"
-    assert said in place.log
+    message = "step 2 is in the ledger, but Failing failed: OSError('the server is down')"
+    assert message in place.log
 
 
 def test_a_run_that_fails_after_a_result_prints_where_it_is(place):

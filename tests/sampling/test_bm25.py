@@ -120,5 +120,5 @@ except UserError as error:
     print(error)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    said = f"bm25 needs the package {package}: pip install 'jaxval[sample]'\n"
-    assert ran.stdout == said, ran.stderr
+    message = f"bm25 needs the package {package}: pip install 'jaxval[sample]'\n"
+    assert ran.stdout == message, ran.stderr

@@ -113,15 +113,15 @@ def test_a_duplicate_part_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("texts", "step", "said"),
+    ("texts", "step", "message"),
     [
         (["full", "dense:depth=9"], None, "`strategy=dense:depth=9` needs `dense_step=STEP`"),
         (["full"], 0, "`dense_step=0`: no `strategy` has a dense part"),
     ],
 )
-def test_a_dense_part_needs_a_step_and_vice_versa(texts, step, said):
+def test_a_dense_part_needs_a_step_and_vice_versa(texts, step, message):
     parsed = [strategies.parse(text) for text in texts]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         strategies.check_step(parsed, step)
 
 
