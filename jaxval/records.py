@@ -22,6 +22,10 @@ Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> relevance grade."""
 
 
+Identity = tuple[str, int]
+"""Name of a checkpoint and time of its commit, which identify it."""
+
+
 @dataclass(frozen=True, order=True)
 class Checkpoint:
     """A committed checkpoint.
@@ -52,7 +56,7 @@ class Checkpoint:
         return self.pin or self.path
 
     @property
-    def identity(self) -> tuple[str, int]:
+    def identity(self) -> Identity:
         """Name and time of commit, which identify it."""
         return self.name, self.commit_ns
 

@@ -51,7 +51,7 @@ import numpy as np
 from etils import epath
 
 from jaxval.errors import UserError
-from jaxval.records import Checkpoint, Failure, Standing, Validation
+from jaxval.records import Checkpoint, Failure, Identity, Standing, Validation
 
 _MIGRATIONS = (
     """
@@ -238,7 +238,7 @@ class Ledger:
     def remove_failures(
         self,
         series: Sequence[str],
-        among: Collection[tuple[str, int]] | None = None,
+        among: Collection[Identity] | None = None,
         *,
         keep: Collection[str] = (),
     ) -> int:
@@ -263,7 +263,7 @@ class Ledger:
             return self._delete(failures)
 
     def reopen(
-        self, reason: str, series: str, without: str, among: Collection[tuple[str, int]]
+        self, reason: str, series: str, without: str, among: Collection[Identity]
     ) -> int:
         """Removes failures of checkpoints that have no result in another series.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxval.evaluation.prepare import Prepared
 from jaxval.metrics.screening import Screening
-from jaxval.records import SCREENED, Checkpoint
+from jaxval.records import SCREENED, Checkpoint, Identity
 from jaxval.results.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -40,9 +40,7 @@ def open_series(
         _LOG.info("retrying %d failed checkpoints of earlier runs", count)
 
 
-def _reopen(
-    screening: Screening, ledger: Ledger, readable: Collection[tuple[str, int]]
-) -> None:
+def _reopen(screening: Screening, ledger: Ledger, readable: Collection[Identity]) -> None:
     """Removes the verdicts of another sample.
 
     A verdict is committed together with a result on its sample. So a verdict without a result
