@@ -87,7 +87,7 @@ def products(config: Any, store: Any) -> float:
 
 
 def rate_of_products(config: Any, tokens: int, seconds: float = 2.0) -> float:
-    """Returns the FLOP/s of a layer's matrix products alone, in float32.
+    """Returns the FLOP/s of only a layer's matrix products, in float32.
 
     JAX and NumPy are timed, and the faster one counts.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 from jaxval.checkpoints import restore as restoring
 from jaxval.checkpoints.commit import read_commit
@@ -53,7 +52,7 @@ def validate(
         the setting `tokenizer`; or a Hugging Face folder.
       params: The parameters: a tree of arrays, the path of a checkpoint (one step's
         directory), or a model folder with weights. They are found by their structure, so a
-        whole train state will do.
+        whole train state works too.
       dataset: `NAME:FOLDER`, as for the flag `dataset`.
       measures: The measures, as ir_measures names them: one, or a sequence of them.
       devices: The devices to encode on. None takes all local devices.
@@ -94,19 +93,19 @@ def load_params(
     query_params_path: str | None = None,
     passage_params_path: str | None = None,
 ) -> Params:
-    """Reads an encoder's parameters from a checkpoint, and nothing else of it.
+    """Reads only an encoder's parameters from a checkpoint.
 
-    They are found by their structure, whatever the layout, topology and optimizer.
+    They are found by their structure, for any layout, topology and optimizer.
 
     Args:
       path: A checkpoint (one step's directory), or a model folder with weights.
       encoder: An encoder, or a Hugging Face folder that describes one.
-      params_path: The subtree to take, where several fit.
+      params_path: The subtree to take if several fit.
       query_params_path: The subtree of the query tower, with `passage_params_path`.
       passage_params_path: The subtree of the passage tower.
 
     Returns:
-      The tree that the encoder expects, of NumPy arrays; where the towers are untied,
+      The tree that the encoder expects, of NumPy arrays; if the towers are untied,
       `{"query": tree, "passage": tree}`.
 
     Raises:
@@ -154,16 +153,18 @@ def _fields(record: type) -> set[str]:
 
 
 def _model_settings() -> set[str]:
-    own = {"folder", "factory", "encoder", "params_paths"}
-    return (_fields(Model) - own) | set(_PATHS)
+    not_settings = {"folder", "factory", "encoder", "params_paths"}
+    return (_fields(Model) - not_settings) | set(_PATHS)
 
 
 def _check_known(settings: Mapping[str, Any]) -> None:
     known = _fields(Texts) | _fields(Search) | _model_settings() | {"batch_tokens"}
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known) or sorted(known)
-            raise UserError(f"`{name}` is not a setting of validate: did you mean {near[0]}?")
+            near = difflib.get_close_matches(name, known, n=1)
+            names = ", ".join(sorted(known))
+            remedy = f"did you mean {near[0]}?" if near else f"choose from {names}"
+            raise UserError(f"`{name}` is not a setting of validate: {remedy}")
 
 
 def _measures(measures: str | Sequence[str]) -> tuple[str, ...]:
@@ -195,9 +196,7 @@ def _restored(params: Params, plan: EvalPlan) -> tuple[Checkpoint | None, Restor
 def _read(
     path: str, abstract_params: Params, paths: ParamsPaths, base: Base | None
 ) -> tuple[Checkpoint | None, Restored]:
-    local = "://" not in path
-    root = epath.Path(Path(path).expanduser().absolute() if local else path)
-    checkpoint = read_commit(root)
+    checkpoint = read_commit(restoring.absolute(path))
     if checkpoint is None:
         return None, read_base(path, abstract_params)
     return checkpoint, restoring.restore(checkpoint, abstract_params, paths, base)

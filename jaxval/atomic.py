@@ -4,7 +4,7 @@ A reader finds the old content or the new content, never a part of it. If a writ
 example on a full disk, the old content stays and the temporary file is removed. A killed
 process leaves its temporary file or folder behind; `sweep` removes it a day later.
 
-This module needs the standard library alone, because trainers import `jaxval.signals`.
+This module needs only the standard library, because trainers import `jaxval.signals`.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def publish_folder(partial: Path, path: Path, taken: Callable[[], bool]) -> None
     Args:
       partial: The folder that `make_partial` created.
       path: The final name. Nothing is there, or an empty folder.
-      taken: Called if `path` holds something by now; whether it is the same content, which
-        another process has published first. `partial` then stays where it is.
+      taken: Called if `path` is no longer empty. Returns whether another process has
+        published the same content. `partial` is then not moved.
 
     Raises:
       OSError: The folder cannot be synced or renamed.

@@ -87,7 +87,7 @@ class Model:
       normalize: Overrides whether the folder's vectors are normalized. None keeps it.
       dim: Number of components to keep of each vector. None keeps all.
       base_params: The checkpoint or model folder with the base parameters, if the
-        checkpoints hold LoRA adapters alone. None if they hold all parameters.
+        checkpoints hold only LoRA adapters. None if they hold all parameters.
       lora_alpha: The alpha of the adapters, which are scaled by alpha / rank. None without
         adapters.
     """
@@ -228,7 +228,7 @@ class Output:
       directory: The directory for all output.
       write_run: `trec` or `msmarco` writes run files in that format. None writes none.
       patience: Number of validations without a significant gain after which the trainer is
-        told to stop. None never tells it.
+        told to stop. None sets no such limit.
       keep_best: Number of best checkpoints whose encoder parameters are exported.
     """
 

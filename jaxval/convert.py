@@ -14,7 +14,7 @@ def main(flags: Values) -> int:
     """Writes the checkpoint."""
     if not (flags.model and flags.checkpoint_dir):
         raise UserError("set --model=FOLDER and --checkpoint_dir=DIR (see --help)")
-    devices.apply("cpu")  # a trainer's accelerator is left alone
+    devices.apply("cpu")  # not on a trainer's accelerator
 
     from jaxval.evaluation.baseline import write_baseline  # it imports JAX
 

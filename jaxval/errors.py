@@ -5,7 +5,7 @@ JaxvalError
 │   ├── DataError          a file of a validation set: names path and line
 │   ├── EncoderError       the model folder or the `encoder` factory
 │   └── MismatchError      a checkpoint's parameters do not fit the encoder
-└── CheckpointError        one checkpoint: recorded, and the run goes on
+└── CheckpointError        one checkpoint: recorded, and the run continues
     ├── UnreadableError    the file system keeps failing: tried again in the next run
     ├── VanishedError      deleted or replaced while it was read
     ├── CorruptError       it exists and cannot be read

@@ -22,6 +22,10 @@ Qrels = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> relevance grade."""
 
 
+Identity = tuple[str, int]
+"""Name of a checkpoint and time of its commit, which identify it."""
+
+
 @dataclass(frozen=True, order=True)
 class Checkpoint:
     """A committed checkpoint.
@@ -52,7 +56,7 @@ class Checkpoint:
         return self.pin or self.path
 
     @property
-    def identity(self) -> tuple[str, int]:
+    def identity(self) -> Identity:
         """Name and time of commit, which identify it."""
         return self.name, self.commit_ns
 
@@ -222,7 +226,7 @@ class SelectBy:
     measure: str
     lower_is_better: bool = False
 
-    def worth(self, validation: Validation) -> float:
+    def score(self, validation: Validation) -> float:
         """Returns the mean of the measure, negated if lower values are better."""
         value = validation.measures[self.measure]
         return -value if self.lower_is_better else value
@@ -333,7 +337,7 @@ class TrackedRun:
       sample: What decides it on the sample that screens checkpoints, or None without
         screening.
       patience: Number of validations without a significant gain after which the trainer is
-        told to stop, or None to never tell it.
+        told to stop, or None for no such limit.
     """
 
     directory: Path
@@ -369,7 +373,7 @@ class Tracker(Protocol):
         ...
 
     def end(self) -> None:
-        """Ends. Called once, however the run ends."""
+        """Ends the tracker. Called once, also if the run fails."""
         ...
 
 

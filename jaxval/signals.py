@@ -7,7 +7,7 @@
         break
 
 jaxval writes one file, OUTPUT_DIR/signals.json, and replaces it as a whole after each
-validation. This module needs the standard library alone.
+validation. This module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Best:
 
 @dataclass(frozen=True)
 class State:
-    """The content of signals.json. `State()` stands for a missing file.
+    """The content of signals.json. `State()` represents a missing file.
 
     Attributes:
       select_by: The measure that decides, as SET:MEASURE.
@@ -110,9 +110,9 @@ class Signals:
     """Reads what jaxval tells the trainer.
 
     The methods are cheap enough to call at every step: the file is read only if it changed.
-    They raise no error if it cannot be read: they log a warning once, and answer as if there
-    were no file. The processes of a distributed training may read different states, because
-    they read at different times: let one process call `should_stop` and broadcast the answer.
+    If it cannot be read, they log a warning once, and return what they return without a file.
+    The processes of a distributed training may read different states, because they read at
+    different times: let one process call `should_stop` and broadcast the result.
 
     Args:
       output_dir: The `output_dir` of jaxval. It need not exist yet.
@@ -181,7 +181,7 @@ class PreservationPolicy:
     disk has room, or that jaxval is restarted.
 
     Attributes:
-      signals: Tells which steps are validated, and their values.
+      signals: The validated steps and their values.
       keep: Number of best checkpoints to keep.
       newest: Number of newest checkpoints to keep.
     """

@@ -129,7 +129,7 @@ def chained(folder: Path, chain: list[Any], hidden: np.ndarray, mask: np.ndarray
 def buckets() -> None:
     """Writes T5's buckets of the distances -300 to 300, by number and maximum distance."""
     distances = torch.arange(-300, 301)
-    found = {
+    arrays = {
         f"{count}/{furthest}": T5Attention._relative_position_bucket(
             distances, num_buckets=count, max_distance=furthest
         )
@@ -137,7 +137,7 @@ def buckets() -> None:
         .astype(np.uint8)
         for count, furthest in ((32, 128), (16, 100), (64, 256))
     }
-    np.savez_compressed(GOLDENS / "buckets.npz", **found)
+    np.savez_compressed(GOLDENS / "buckets.npz", **arrays)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A soak test: jaxval is killed repeatedly beside a trainer that keeps two checkpoints.
+"""A soak test: jaxval is killed repeatedly while a trainer keeps two checkpoints.
 
     python -m tests.soak [--steps=300] [--seconds=0.4] [--seed=0] [--json=runs/soak.json]
 
@@ -456,20 +456,20 @@ def _completed(place):
     return (place.checkpoints / "train_complete").stat().st_mtime_ns
 
 
-def _none(found):
-    found = sorted(found)
-    return f"{len(found)} {found[:10] if found else ''}".strip(), not found
+def _none(actual):
+    actual = sorted(actual)
+    return f"{len(actual)} {actual[:10] if actual else ''}".strip(), not actual
 
 
-def _equal(found, wanted):
+def _equal(actual, wanted):
     """Returns the number of entries and which differ, and whether none does."""
-    differ = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+    differ = sorted(k for k in actual.keys() | wanted.keys() if actual.get(k) != wanted.get(k))
     differences = f", of {len(wanted)}; differ: {differ[:10]}" if differ else ""
-    return f"{len(found)}{differences}", not differ
+    return f"{len(actual)}{differences}", not differ
 
 
-def _allowed(found, names):
-    return ", ".join(f"{n} {name}" for name, n in found.items()), found.keys() <= names
+def _allowed(actual, names):
+    return ", ".join(f"{n} {name}" for name, n in actual.items()), actual.keys() <= names
 
 
 def _right(row):

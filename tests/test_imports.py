@@ -117,7 +117,7 @@ def late():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_flags_are_defined_in_cli_and_the_demo_alone(path):
+def test_flags_are_defined_only_in_cli_and_the_demo(path):
     of_absl = [name for name, _ in imports(path.read_text()) if name.startswith("absl")]
     assert of_absl == [] or package_of(path) in ("cli", "demo")
 

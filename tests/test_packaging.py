@@ -85,7 +85,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_the_wheel_holds_the_package_and_its_data_alone(wheel):
+def test_the_wheel_holds_only_the_package_and_its_data(wheel):
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"jaxval"}
     assert {"jaxval/py.typed", "jaxval/demo/demo.flags"} <= set(wheel.namelist())

@@ -50,11 +50,15 @@ def test_a_written_state_is_read(tmp_path):
 
 
 def test_numpy_numbers_are_written(tmp_path):
-    one = np.float32(0.5)
+    value = np.float32(0.5)
     signals.write(
         tmp_path,
         State(
-            "m", Best(1, one.item(), "/c"), {np.int64(1): one}, (np.int64(2),), np.bool_(True)
+            "m",
+            Best(1, value.item(), "/c"),
+            {np.int64(1): value},
+            (np.int64(2),),
+            np.bool_(True),
         ),
     )
     read = signals.read(tmp_path)
@@ -208,7 +212,7 @@ def _caught(function, failures):
         failures.append(error)
 
 
-def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     signals.write(tmp_path, WRITTEN)
 
     def full(_):
@@ -230,7 +234,7 @@ def test_another_user_may_read_it(tmp_path):
     assert file_in(tmp_path).stat().st_mode & 0o777 == 0o644
 
 
-def test_nothing_but_the_standard_library_is_imported():
+def test_only_the_standard_library_is_imported():
     package = str(Path(signals.__file__).parents[1])
     script = f"""
 import sys
@@ -360,5 +364,5 @@ def test_the_demos_trainer_follows_signals(tmp_path):
     command += ["--save_every=2", "--batch=4", "--query_len=8", "--passage_len=8"]
     command += [f"--jaxval_output_dir={out}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    assert done.stdout.splitlines()[-1] == "step 2: retrieval gets no better, stopping"
+    assert done.stdout.splitlines()[-1] == "step 2: retrieval no longer improves, stopping"
     assert {path.name for path in (tmp_path / "c").iterdir()} == {"2", "train_complete"}

@@ -150,7 +150,7 @@ def _screened(sampled: Sequence[Validation], name: str) -> list[int]:
         candidate = replace(validation, standing=standing)
         if rule.verdict(candidate, best):
             out.append(candidate.checkpoint.step)
-        best = candidate if best is None or by.worth(candidate) > by.worth(best) else best
+        best = candidate if best is None or by.score(candidate) > by.score(best) else best
     return out
 
 

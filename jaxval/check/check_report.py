@@ -163,7 +163,7 @@ class Report:
 
 
 def lines(report: Report) -> Iterator[str]:
-    """Returns the lines of the report: first the facts, then the warnings, then the errors."""
+    """Yields the lines of the report: first the facts, then the warnings, then the errors."""
     yield "checkpoint"
     yield from _rows(_checkpoint(report.newest, report.plan.abstract_params))
     yield "validation"

@@ -21,7 +21,6 @@ from jaxval.check.newest import NewestCheckpoint, find_newest
 from jaxval.check.timing import EncodingTiming
 from jaxval.checkpoints.restore import Restored
 from jaxval.config import Config
-from jaxval.encoders.folder import ModelFolder
 from jaxval.evaluation.memory import place_towers, within_memory
 from jaxval.evaluation.plan import CorpusGroup, EvalPlan, TowerParams
 from jaxval.evaluation.prepare import Prepared, prepare
@@ -63,7 +62,7 @@ def run(
         host=host,
         cached=_cached(config),
         findings=[
-            *_inspect_settings(config, prepared, newest, prepared.folder),
+            *_inspect_settings(config, prepared, newest),
             *problems,
             *findings.too_little_memory(device, host),
             *findings.reduced_batch(batch_tokens, plan.passage_tower.batch_tokens),
@@ -119,10 +118,10 @@ def _inspect_sets(
 
 
 def _inspect_settings(
-    config: Config, prepared: Prepared, newest: NewestCheckpoint, model: ModelFolder | None
+    config: Config, prepared: Prepared, newest: NewestCheckpoint
 ) -> list[Finding]:
     """Returns what looks wrong about the checkpoint and the settings."""
-    texts, watching = prepared.encoding, config.watching
+    texts, watching, model = prepared.encoding, config.watching, prepared.folder
     name = config.evaluation.model.folder or ""
     similarity, pooling = prepared.plan.similarity, config.evaluation.model.pooling
     return [

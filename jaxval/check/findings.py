@@ -95,11 +95,11 @@ def truncated(kind: str, dataset: str, count: int, of: int, max_len: int) -> lis
 def missing_prefixes(
     model: ModelFolder | None, name: str, query_prefix: str, passage_prefix: str
 ) -> list[Finding]:
-    """Reports empty prefixes, if the model's folder or its family asks for some.
+    """Reports empty prefixes, if the model folder or the model's family has prefixes.
 
     Args:
       model: The model folder; None if there is none.
-      name: The name by which the user calls it.
+      name: The folder or hub name, as the user wrote it.
       query_prefix: Text before each query.
       passage_prefix: Text before each passage.
     """
@@ -109,7 +109,9 @@ def missing_prefixes(
     prompts = {"query": model.query_prefix, "passage": model.passage_prefix}
     findings = []
     for kind, family in _family_prefixes(model, name).items():
-        wanted = prompts[kind] or family  # sentence-transformers writes empty prompts unasked
+        wanted = (
+            prompts[kind] or family
+        )  # sentence-transformers writes empty prompts by default
         if wanted and not prefixes[kind]:
             source = "the model folder's prompt is" if prompts[kind] else "E5 models expect"
             findings.append(

@@ -16,7 +16,7 @@ from jaxval.evaluation.encode import Tower
 from jaxval.evaluation.plan import EvalPlan, TowerParams
 from jaxval.records import Params
 
-_CHUNKS = 3  # one in parts, its joined copy, and one that is searched
+_CHUNKS = 3  # the parts of a chunk, their joined copy, and a chunk that is searched
 _HIT_BYTES = 12  # a float32 score and an int64 row
 
 
@@ -26,8 +26,8 @@ class DeviceMemory:
 
     Attributes:
       params: Size of the parameters.
-      batch: What the program of the widest batch needs besides; None if JAX does not say.
-      limit: What JAX may allocate; None if JAX does not say.
+      batch: Size of what the program of the widest batch needs in addition; None if unknown.
+      limit: Maximum that JAX may allocate; None if unknown.
     """
 
     params: int
@@ -66,9 +66,9 @@ def device_memory(plan: EvalPlan, params: TowerParams, timing: TowerTiming) -> D
     """Returns the memory of each device while it encodes passages.
 
     Args:
-      plan: Names the devices and the corpora.
+      plan: The devices and the corpora.
       params: Parameters on the devices.
-      timing: The passage tower's timing, which says which shapes it runs.
+      timing: The passage tower's timing, with the shapes of its batches.
     """
     stores = [group.corpus for group in plan.groups]
     tied = params.query is params.passage
@@ -84,7 +84,7 @@ def host_memory(plan: EvalPlan, params: int, checkpoints: int, dim: int) -> Host
     """Returns the memory that the process needs on the host.
 
     Args:
-      plan: Names the sets and the corpora.
+      plan: The sets and the corpora.
       params: Bytes of a checkpoint's parameters.
       checkpoints: Number of checkpoints that are restored ahead of time.
       dim: Dimension of the vectors.
@@ -107,8 +107,8 @@ def tree_bytes(params: Params) -> int:
 
 
 def _program_bytes(tower: Tower, params: Params, *arrays: Any) -> int | None:
-    """Returns the bytes that a batch needs besides the parameters; None if unknown."""
-    # Some platforms do not say: JAX returns None, or raises XLA's error.
+    """Returns the bytes that a batch needs in addition to the parameters; None if unknown."""
+    # On some platforms this is unknown: JAX returns None, or raises XLA's error.
     with contextlib.suppress(AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
         analysis = tower.compile(params, *arrays).memory_analysis()
         return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)

@@ -24,25 +24,27 @@ _EQUAL_NORMS = 1.01  # longest to shortest vector; below that, both similarities
 
 
 def inspect_texts(
-    plan: EvalPlan, encoding: Encoding, judged: EvalSet, corpus: TokenStore, queries: QuerySet
+    plan: EvalPlan, encoding: Encoding, eval_set: EvalSet, corpus: TokenStore, queries: QuerySet
 ) -> SetReport:
     """Describes a set's texts.
 
     Args:
-      plan: Names the towers.
+      plan: The towers.
       encoding: The tokenizer, and how texts are rendered.
-      judged: The set.
+      eval_set: The set.
       corpus: Its passages.
       queries: Its queries as text.
     """
-    truncated = _count_truncated(judged.queries, queries, encoding.queries, encoding.tokenizer)
-    counts = [len(rows) for rows in judged.candidates or ()]
+    truncated = _count_truncated(
+        eval_set.queries, queries, encoding.queries, encoding.tokenizer
+    )
+    counts = [len(rows) for rows in eval_set.candidates or ()]
     return SetReport(
-        name=judged.name,
+        name=eval_set.name,
         queries=TextStats(
-            judged.queries,
+            eval_set.queries,
             encoding.queries,
-            plan.query_tower.shapes(judged.queries),
+            plan.query_tower.shapes(eval_set.queries),
             truncated,
         ),
         passages=TextStats(
@@ -82,21 +84,25 @@ def truncation_findings(report: SetReport) -> list[Finding]:
 
 
 def inspect_vectors(
-    report: SetReport, plan: EvalPlan, judged: EvalSet, params: TowerParams, progress: Progress
+    report: SetReport,
+    plan: EvalPlan,
+    eval_set: EvalSet,
+    params: TowerParams,
+    progress: Progress,
 ) -> tuple[SetReport, list[Finding]]:
     """Encodes a sample of a set and ranks it.
 
     Args:
       report: What is known of the set.
-      plan: Names the towers, and says how to search.
-      judged: The set.
+      plan: The towers, and how to search.
+      eval_set: The set.
       params: Parameters on the devices.
       progress: Shows the encoding.
 
     Returns:
       The report with vectors and ranking, and what looks wrong about them.
     """
-    sample = choose_sample(judged, report.passages.store)
+    sample = choose_sample(eval_set, report.passages.store)
     try:
         queries = _encode(plan.query_tower, params.query, sample.queries, progress)
         passages = _encode(plan.passage_tower, params.passage, sample.passages, progress)

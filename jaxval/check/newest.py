@@ -42,11 +42,11 @@ def find_newest(
 ) -> NewestCheckpoint:
     """Lists a directory and restores its last checkpoint.
 
-    If the trainer deletes the checkpoint meanwhile, lists again and takes the next one.
+    If the trainer deletes the checkpoint before it is read, lists the directory again.
 
     Args:
       directory: The trainer's directory.
-      plan: Says which parameters the encoder needs.
+      plan: The parameters that the encoder needs.
       listing: Lists the directory.
     """
     for _ in range(_TRIES):

@@ -1,4 +1,4 @@
-"""A small sample of queries and passages, to see whether an encoder ranks at all."""
+"""A small sample of queries and passages, to check that an encoder ranks better than chance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEASURE = f"nDCG@{DEPTH}"
 
 _MEASURES = parse([MEASURE], DEPTH)
 _SHUFFLES = 200
-_ENOUGH = 16  # queries, and passages: with fewer, chance alone makes a good ranking
+_ENOUGH = 16  # queries, and passages: with fewer, random rankings can be good
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class StorePart:
     def buckets(self) -> tuple[Bucket, ...]:
         """The buckets of the store that contain any of these texts."""
         ends = [bucket.start + bucket.count for bucket in self.store.buckets]
-        upto = [0, *np.searchsorted(self.positions, ends).tolist()]
+        bounds = [0, *np.searchsorted(self.positions, ends).tolist()]
         return tuple(
             Bucket(bucket.width, start, end - start)
-            for bucket, start, end in zip(self.store.buckets, upto, upto[1:], strict=False)
+            for bucket, start, end in zip(self.store.buckets, bounds, bounds[1:], strict=False)
             if end > start
         )
 
@@ -72,8 +72,8 @@ class StorePart:
     def matrix(self, bucket: Bucket) -> np.ndarray:
         """Returns [bucket.count, bucket.width] token ids."""
         (whole,) = [other for other in self.store.buckets if other.width == bucket.width]
-        here = self.positions[bucket.start : bucket.start + bucket.count]
-        return np.asarray(self.store.matrix(whole)[here - whole.start])
+        positions = self.positions[bucket.start : bucket.start + bucket.count]
+        return np.asarray(self.store.matrix(whole)[positions - whole.start])
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Ranking:
     Attributes:
       values: [queries] MEASURE of each query.
       chance: The mean of random rankings.
-      luck: The highest mean of many random rankings; 1 if there are too few texts to tell a
-        ranking from chance.
+      luck: The highest mean of many random rankings; 1 if there are too few texts for a
+        comparison with chance.
     """
 
     values: np.ndarray
@@ -116,6 +116,11 @@ def choose_sample(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sa
     """Returns queries from all over the set with passages from all over the corpus.
 
     The passages contain the best one of each chosen query. The others fill up to `size`.
+
+    Args:
+      eval_set: The set.
+      corpus: The passages of the set.
+      size: Number of queries, and of passages.
     """
     answered, answers = _answers(eval_set.judgments)
     numbers = answered if len(answered) else np.arange(eval_set.queries.count)
@@ -125,7 +130,7 @@ def choose_sample(eval_set: EvalSet, corpus: TokenStore, size: int = SIZE) -> Sa
     others = _spread(others[~np.isin(others, rows)], size - len(rows))
     queries = _part(eval_set.queries, numbers)
     passages = _part(corpus, np.concatenate([rows, others]))
-    return Sample(queries, passages, _among(queries, passages, eval_set.judgments))
+    return Sample(queries, passages, _judgments_between(queries, passages, eval_set.judgments))
 
 
 def _answers(judgments: Judgments) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +145,9 @@ def _answers(judgments: Judgments) -> tuple[np.ndarray, np.ndarray]:
     return answered, row[order][first]
 
 
-def _among(queries: StorePart, passages: StorePart, judgments: Judgments) -> Judgments:
+def _judgments_between(
+    queries: StorePart, passages: StorePart, judgments: Judgments
+) -> Judgments:
     """Returns the judgments of these queries on these passages, over the parts' rows."""
     query = _places(queries, judgments.query)
     row = _places(passages, judgments.row)

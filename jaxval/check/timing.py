@@ -126,7 +126,7 @@ def time_encoding(
     """Times batches of each tower, the shapes with most tokens first, for a minute per tower.
 
     Args:
-      plan: Names the towers and the sets to encode.
+      plan: The towers, and the sets to encode.
       params: Parameters on the devices; their values do not matter.
       bar: Makes a progress bar of a given number of shapes.
       clock: Returns seconds.
@@ -193,7 +193,7 @@ def make_batch(
     """Returns a batch of real texts.
 
     Args:
-      stores: One of them has a bucket of this width.
+      stores: Tokenized texts; at least one has a bucket of this width.
       shape: Shape of the batch.
       devices: Number of devices, a divisor of the rows.
 
@@ -237,7 +237,7 @@ def high_load(
     Args:
       load: Returns the mean number of running and waiting processes over the last 1, 5 and
         15 minutes.
-      cores: Number of logical CPUs; None asks the system.
+      cores: Number of logical CPUs; None takes that of the machine.
     """
     per_core = load()[0] / (cores or psutil.cpu_count() or 1)
     return per_core if per_core > _HIGH_LOAD else None
@@ -247,7 +247,7 @@ def search_seconds(plan: EvalPlan, queries: int, passages: int, dim: int) -> flo
     """Estimates the seconds of a search, from a timed search of fewer vectors.
 
     Args:
-      plan: Says how to search.
+      plan: How to search.
       queries: Number of queries.
       passages: Number of passages.
       dim: Dimension of the vectors.

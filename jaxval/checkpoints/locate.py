@@ -1,4 +1,4 @@
-"""The search for an encoder's parameters in a checkpoint, by their structure alone."""
+"""The search for an encoder's parameters in a checkpoint, by their structure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Chosen = Mapping[str, tuple[KeyPath, Mapping[KeyPath, Source]]]
 """Tower -> the subtree chosen for it, and where each leaf of the encoder is in it."""
 
 AUTO = ParamsPaths()
-"""No path is given: the parameters are found by structure alone."""
+"""No path is given: the parameters are found by their structure."""
 
 _LISTED = 5
 _SETTINGS = {
@@ -64,8 +64,9 @@ def plan(abstract_params: Params, shapes: Shapes, paths: ParamsPaths = AUTO) -> 
       paths: The subtrees that the user names.
 
     Raises:
-      MismatchError: No subtree fits; or several fit, and their names do not tell which to
-        take; or the subtree has more layers than the encoder, and the user did not name it.
+      MismatchError: No subtree fits; or several fit, and their names do not determine which
+        to take; or the subtree has more layers than the encoder, and the user did not name
+        it.
     """
     specs = flatten(abstract_params)
     wanted = {path: tuple(spec.shape) for path, spec in specs.items()}

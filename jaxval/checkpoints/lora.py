@@ -86,7 +86,7 @@ def plan(base: Base, shapes: Shapes, paths: ParamsPaths = AUTO) -> Plan:
 
     Raises:
       MismatchError: There are no adapters for the encoder, or several sets of them, or the
-        shapes do not tell their layout.
+        shapes do not determine their layout.
     """
     require_named(shapes, paths)
     wanted = flatten(base.params)
@@ -154,7 +154,7 @@ def find(
     return choose(fit, factors, paths)
 
 
-def refuse(wanted: Shapes, shapes: Shapes) -> None:
+def require_no_adapters(wanted: Shapes, shapes: Shapes) -> None:
     """Raises MismatchError if a checkpoint contains adapters.
 
     The other parameters in it do not change during training.
@@ -206,9 +206,9 @@ def _readings(
     }
     return {
         layout: adapters[layout]
-        for layout, (one_shape, other_shape) in factors.items()
+        for layout, (first_shape, second_shape) in factors.items()
         if (layout == "flax" or not set(_ONLY_FLAX) & set(first[-2:]))
-        and (shapes[first], shapes[second]) == ((*outer, *one_shape), (*outer, *other_shape))
+        and (shapes[first], shapes[second]) == ((*outer, *first_shape), (*outer, *second_shape))
     }
 
 
@@ -240,9 +240,9 @@ def _in_one_layout(
         )
         raise MismatchError(
             f"the adapters under {show(prefix)} change only square arrays, so the shapes of"
-            f" {first} and {second} do not tell PEFT's layout ([rank, in] and [out, rank]) from"
-            " lorax's ([rank, out] and [in, rank]); save them as lora_a [in, rank] and lora_b"
-            " [rank, out]"
+            f" {first} and {second} do not determine whether their layout is PEFT's ([rank, in]"
+            " and [out, rank]) or lorax's ([rank, out] and [in, rank]); save them as lora_a"
+            " [in, rank] and lora_b [rank, out]"
         )
     layout = "flax" if "flax" in layouts else next(iter(layouts))
     return {leaf: by_layout[layout] for leaf, by_layout in readings.items()}

@@ -18,7 +18,7 @@ from etils import epath
 
 from jaxval.checkpoints.commit import files, read_commit
 from jaxval.errors import VanishedError
-from jaxval.records import Checkpoint, PinLimit
+from jaxval.records import Checkpoint, Identity, PinLimit
 
 _PARTIAL = ".partial"
 _REFUSALS = frozenset(
@@ -49,7 +49,7 @@ class Pins:
         self.items: frozenset[str] = frozenset()
         self._directory = directory
         self._limit = limit
-        self._sizes: dict[tuple[str, int], int] = {}
+        self._sizes: dict[Identity, int] = {}
 
     def take(self, checkpoint: Checkpoint) -> Checkpoint:
         """Pins a checkpoint, and returns it with the path of its pin.

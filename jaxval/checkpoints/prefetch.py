@@ -11,15 +11,14 @@ from collections.abc import Callable, Sequence
 
 from jaxval.checkpoints.restore import Restored
 from jaxval.errors import UnreadableError
-from jaxval.records import Checkpoint
+from jaxval.records import Checkpoint, Identity
 
 _LOG = logging.getLogger(__name__)
 
 Load = Callable[[Checkpoint], Restored]
-Identity = tuple[str, int]
 
-_BACK_OFF = (1.0, 5.0, 25.0)
-_PAUSE = 0.2
+_BACK_OFF = (1.0, 5.0, 25.0)  # seconds
+_PAUSE = 0.2  # seconds
 
 
 class Prefetcher:

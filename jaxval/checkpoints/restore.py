@@ -1,4 +1,4 @@
-"""Restoring of the encoder's parameters, and nothing else, from checkpoints to host memory."""
+"""Restores only the encoder's parameters from checkpoints to host memory."""
 
 from __future__ import annotations
 
@@ -94,10 +94,14 @@ def restore(
     return replace(restored, seconds=time.perf_counter() - start)
 
 
+def absolute(path: str) -> epath.Path:
+    """Returns an absolute path, as Orbax needs it. The URL of an object store stays."""
+    return epath.Path(path if "://" in path else Path(path).expanduser().absolute())
+
+
 def find_checkpoint(path: str) -> epath.Path | None:
     """Returns the checkpoint at `path`, or the only checkpoint inside it, or None."""
-    local = "://" not in path
-    root = epath.Path(Path(path).expanduser().absolute() if local else path)
+    root = absolute(path)
     if not root.exists():
         return None
     if items.is_tree(root):
@@ -121,7 +125,9 @@ def read(root: epath.Path, abstract_params: Params) -> Restored:
         opened = items.open_items(root)
         return _restored(opened, locate.plan(abstract_params, items.shapes(opened)))
     except Exception as error:
-        raise (_corrupt(error, "it") if _is_damage(error) else error) from error
+        if not _is_damage(error):
+            raise
+        raise _corrupt(error, "it") from error
 
 
 def fitted(params: Params, abstract_params: Params) -> Restored:
@@ -149,7 +155,7 @@ def _plan(
         return lora.plan(base, shapes, paths)
     if paths == AUTO:
         wanted = {path: leaf.shape for path, leaf in flatten(abstract_params).items()}
-        lora.refuse(wanted, shapes)
+        lora.require_no_adapters(wanted, shapes)
     return locate.plan(abstract_params, shapes, paths)
 
 

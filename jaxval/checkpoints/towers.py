@@ -44,7 +44,7 @@ def choose(
       Tower -> the path of its subtree, and what `fit` returned for it; empty if none fits.
 
     Raises:
-      MismatchError: Several subtrees fit, and their names do not tell their towers.
+      MismatchError: Several subtrees fit, and their names do not determine their towers.
     """
     if paths.query is not None and paths.passage is not None:
         named = {QUERY: parse(paths.query), PASSAGE: parse(paths.passage)}
@@ -84,7 +84,7 @@ def _towers(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
       fits: All subtrees that fit.
 
     Raises:
-      MismatchError: There are several, and their names do not tell their towers.
+      MismatchError: There are several, and their names do not determine their towers.
     """
     if len(fits) <= 1:
         return dict.fromkeys((TIED,), fits[0]) if fits else {}
@@ -99,9 +99,9 @@ def _towers(fits: Sequence[KeyPath]) -> dict[str, KeyPath]:
 
 
 def _pair(first: KeyPath, second: KeyPath) -> dict[str, KeyPath]:
-    """Returns the towers of two subtrees, told by the one name in which their paths differ.
+    """Returns the towers of two subtrees, by the one name in which their paths differ.
 
-    The result is empty if that name does not tell them.
+    The result is empty if that name does not determine them.
     """
     differing = [i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b]
     if len(first) != len(second) or len(differing) != 1:

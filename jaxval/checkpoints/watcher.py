@@ -16,15 +16,14 @@ from etils import epath
 from jaxval.checkpoints.commit import COMPLETE, committed, files
 from jaxval.checkpoints.pins import LinksUnsupported, PinLimitReached, Pins
 from jaxval.errors import VanishedError
-from jaxval.records import Checkpoint, PinLimit
+from jaxval.records import Checkpoint, Identity, PinLimit
 
 _LOG = logging.getLogger(__name__)
 
-_PATIENCE = 10.0
+_PATIENCE = 10.0  # seconds
 _NO_LIMIT = PinLimit()
 
 Listing = Callable[[epath.PathLike], list[Checkpoint]]
-Identity = tuple[str, int]
 
 
 class Watcher:

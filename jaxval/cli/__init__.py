@@ -1,1 +1,1 @@
-"""The frame of an app: flags, devices, help, messages and exit status."""
+"""What the apps share: flags, devices, help, messages and exit status."""

@@ -1,4 +1,4 @@
-"""The four apps: the page of help of each, and its flags by topic."""
+"""The four apps: the help page of each, and its flags by topic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SAMPLE = App(
 
 python -m jaxval.sample --dataset=dev:FOLDER --strategy=run:depth=100 --run=PATH
 --output_dir=SAMPLE, and then jaxval.main with --dataset=dev:SAMPLE. The flags from
---checkpoint_dir on apply to dense:depth=N alone. Other flags of jaxval.main are ignored.
+--checkpoint_dir on apply only to dense:depth=N. Other flags of jaxval.main are ignored.
 """,
     {
         "What is sampled": (flags.DATASET,),
@@ -92,7 +92,7 @@ python -m jaxval.sample --dataset=dev:FOLDER --strategy=run:depth=100 --run=PATH
 )
 
 FIDELITY = App(
-    """Compares samples of a corpus with the whole: does a sample rank the checkpoints alike?
+    """Compares samples of a corpus with the whole: do they rank checkpoints in the same order?
 
 python -m jaxval.fidelity --flagfile=val.flags --strategy=random:size=1000
 --strategy=run:depth=10 --run=bm25.trec --output_dir=OUT. Other flags of jaxval.main are

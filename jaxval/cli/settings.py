@@ -1,4 +1,4 @@
-"""The values of an app's flags -> the settings of jaxval.config."""
+"""Converts the values of an app's flags to the settings of jaxval.config."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _record(record: type[_Record], values: Values, **fields: Any) -> _Record:
 
 
 def _pin_dir(pin_dir: str | None, output_dir: Path) -> Path:
-    """Returns a directory for this run alone, also where several runs share --pin_dir."""
+    """Returns the directory of this run's pins. Several runs can share --pin_dir."""
     if not pin_dir:
         return output_dir / "pins"
     run = hashlib.sha256(str(output_dir).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The manifest of a sampled corpus: a file beside it that says how the sample was made."""
+"""The manifest of a sampled corpus: a file beside it about how the sample was made."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ class Origin:
 
 
 def write(folder: Path, origin: Origin, counts: Mapping[str, int]) -> None:
-    """Writes the manifest of the sample in `folder`."""
+    """Writes the manifest of a sample.
+
+    Args:
+      folder: The sample's folder.
+      origin: What identifies the sample.
+      counts: Numbers of passages, queries and judgments, by name.
+    """
     text = json.dumps(asdict(origin) | {"counts": counts}, indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

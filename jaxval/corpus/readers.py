@@ -13,13 +13,13 @@ import json
 import re
 import string
 import zlib
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from jaxval.errors import DataError, UserError
-from jaxval.records import Bar, Text
+from jaxval.records import DatasetFiles, Progress, Text
 
 ID_KEYS = ("_id", "text_id", "docid", "doc_id", "query_id", "id")
 TEXT_KEYS = ("text", "query", "contents", "passage")
@@ -44,10 +44,10 @@ def read_texts(source: Path) -> Iterator[Text]:
     return (text for _, _, text in _located(source))
 
 
-def counted(texts: Iterable[Text], bar: Bar) -> Iterator[Text]:
-    """Yields the same texts, and advances the progress bar by one for each."""
-    with bar:
-        for text in texts:
+def read_corpus(files: DatasetFiles, progress: Progress) -> Iterator[Text]:
+    """Yields the passages of a validation set, and shows the progress."""
+    with progress(f"{files.name}: reading passages", None) as bar:
+        for text in read_texts(files.corpus):
             bar.update(1)
             yield text
 

@@ -36,7 +36,7 @@ class Run:
 
 
 def of_another_corpus(run: object, named: Collection[str], corpus: object) -> DataError:
-    """Returns the error for a run none of whose passages is in the corpus.
+    """Returns the error for a run without a passage of the corpus.
 
     Args:
       run: The run's file or setting, for the message.

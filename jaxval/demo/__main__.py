@@ -57,7 +57,7 @@ def start(arguments: Sequence[str], log: Path | None = None) -> Process:
       log: File for the module's output; None shares this process's output.
     """
     command = [sys.executable, "-m", *arguments]
-    # In a new session Ctrl-C reaches this process alone; `end` passes it on, once.
+    # In a new session Ctrl-C reaches only this process; `end` passes it on, once.
     if log is None:
         return subprocess.Popen(command, start_new_session=True)
     with log.open("wb") as file:

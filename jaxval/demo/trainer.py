@@ -116,7 +116,7 @@ def train_step(state: TrainState, queries: Tokens, passages: Tokens) -> tuple[Tr
 
 
 def read_signals(output_dir: str) -> tuple[dict[str, Any], Callable[[], bool]]:
-    """Returns options of the CheckpointManager, and a function that tells whether to stop.
+    """Returns options of the CheckpointManager, and a function that returns whether to stop.
 
     With jaxval's signals, the manager keeps the checkpoints that are still to be validated,
     the best and the newest. Without them, it keeps the last three, and training never stops
@@ -145,7 +145,7 @@ def train(
       state: The initial state, which is saved as step 0.
       pairs: Tokens of the queries and of their passages, as `load_pairs` returns them.
       manager: Orbax's CheckpointManager.
-      should_stop: Asked after each save.
+      should_stop: Called after each save.
     """
     save(manager, 0, state, None)
     order = batches(len(pairs[0][0]), _BATCH.value, _SEED.value)
@@ -155,7 +155,7 @@ def train(
         if step % _SAVE_EVERY.value == 0:
             save(manager, step, state, float(loss))
             if should_stop():
-                print(f"step {step}: retrieval gets no better, stopping", flush=True)
+                print(f"step {step}: retrieval no longer improves, stopping", flush=True)
                 return
 
 

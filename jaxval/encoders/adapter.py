@@ -102,9 +102,9 @@ def from_nnx(
     """Returns an Encoder of an NNX module whose methods map (ids, mask) to [batch, dim].
 
     Its parameter tree is the module's nnx.Param variables as a pure dictionary. Texts are
-    encoded by a copy in evaluation mode (`eval()`), so Dropout is off; the module that is
+    encoded by a copy in evaluation mode (`eval()`), so Dropout is off. The module that is
     passed does not change, and its parameters are not kept in memory. RNG streams of the
-    module are not parameters; a module that draws random numbers while it encodes fails.
+    module are not parameters. A module that draws random numbers while it encodes fails.
 
     Args:
       module: A function without arguments that returns an nnx.Module, of which only the
@@ -114,8 +114,31 @@ def from_nnx(
       passage_method: The method that encodes passages, likewise.
 
     Raises:
-      EncoderError: `module` is neither, or it keeps variables other than nnx.Param and
+      EncoderError: `module` is neither, or it contains variables other than nnx.Param and
         RNG streams, such as the statistics of BatchNorm.
+    """
+    from flax import nnx  # it takes 0.1 s, which users of linen need not spend
+
+    graph, params, rest = nnx.split(_nnx_model(module), nnx.Param, ...)
+    shapes = jax.tree.map(_bare, nnx.to_pure_dict(params))
+
+    def encode_by(method: str | Callable[..., jax.Array] | None) -> Encode:
+        def encode(params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, params, rest)
+            if callable(method):
+                return method(model, ids, mask)
+            return getattr(model, method or "__call__")(ids, mask)  # type: ignore[no-any-return]
+
+        return encode
+
+    return FunctionEncoder(encode_by(query_method), encode_by(passage_method), lambda: shapes)
+
+
+def _nnx_model(module: Any) -> Any:
+    """Returns a copy of a module in evaluation mode, or what a function that makes one returns.
+
+    Raises:
+      EncoderError: `module` is a class, or makes no supported nnx.Module.
     """
     from flax import nnx
 
@@ -133,19 +156,7 @@ def from_nnx(
         with _nnx_unsharded():
             model = nnx.eval_shape(lambda: _nnx_checked(module(), unsupported))
     model.eval()
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    shapes = jax.tree.map(_bare, nnx.to_pure_dict(params))
-
-    def encode_by(method: str | Callable[..., jax.Array] | None) -> Encode:
-        def encode(params: Params, ids: jax.Array, mask: jax.Array) -> jax.Array:
-            model = nnx.merge(graph, params, rest)
-            if callable(method):
-                return method(model, ids, mask)
-            return getattr(model, method or "__call__")(ids, mask)  # type: ignore[no-any-return]
-
-        return encode
-
-    return FunctionEncoder(encode_by(query_method), encode_by(passage_method), lambda: shapes)
+    return model
 
 
 def _nnx_unsharded() -> AbstractContextManager[Any]:
@@ -159,10 +170,10 @@ def _nnx_unsharded() -> AbstractContextManager[Any]:
 
 
 def _nnx_checked(model: Any, unsupported: tuple[type, ...]) -> Any:
-    """Returns the model if it keeps nothing `unsupported` besides Params and RNG streams.
+    """Returns the model if it has nothing `unsupported` except for Params and RNG streams.
 
     Raises:
-      EncoderError: It does, or it is no nnx.Module.
+      EncoderError: It has something unsupported, or it is no nnx.Module.
     """
     from flax import nnx
 
@@ -178,7 +189,7 @@ def _nnx_checked(model: Any, unsupported: tuple[type, ...]) -> Any:
             if not isinstance(leaf, nnx.Variable):
                 kind, remedy = "an array", "pass the module itself instead of a function"
             raise EncoderError(
-                f"{name} keeps {kind} at {'/'.join(map(str, path))}, and from_nnx restores only"
+                f"{name} has {kind} at {'/'.join(map(str, path))}, and from_nnx restores only"
                 f" nnx.Param: {remedy}"
             )
     return model

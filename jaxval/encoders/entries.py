@@ -50,7 +50,14 @@ def read(
 
 
 def require(config: Mapping[str, Any], name: str, allowed: Iterable[Any], default: Any) -> None:
-    """Raises EncoderError if an entry, or else its default, is not an allowed value."""
+    """Raises EncoderError if an entry is not an allowed value.
+
+    Args:
+      config: The content of config.json.
+      name: The name of the entry.
+      allowed: The allowed values.
+      default: The value of a missing entry.
+    """
     value, allowed = config.get(name, default), list(allowed)
     if value not in allowed:
         raise EncoderError(
@@ -60,7 +67,14 @@ def require(config: Mapping[str, Any], name: str, allowed: Iterable[Any], defaul
 
 
 def require_multiple(name: str, number: int, by: str, divisor: int) -> None:
-    """Raises EncoderError if a number is not a multiple of the divisor named `by`."""
+    """Raises EncoderError if a number is not a multiple of another one.
+
+    Args:
+      name: The name of the number, for the message.
+      number: The number.
+      by: The name of the divisor.
+      divisor: The divisor.
+    """
     if number % divisor:
         raise EncoderError(
             f"{name} {number} is not a multiple of {by} {divisor}; correct config.json"

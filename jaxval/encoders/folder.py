@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from safetensors.numpy import load_file
 
 from jaxval.canonical import canonical, digest
 from jaxval.encoders import bert, decoder, distilbert, mpnet, roberta, t5
@@ -137,8 +139,6 @@ def download(name: str, patterns: list[str]) -> str:
       name: The name of the model on the hub.
       patterns: Glob patterns of the files to download.
     """
-    import huggingface_hub
-
     return huggingface_hub.snapshot_download(name, allow_patterns=patterns)
 
 
@@ -401,8 +401,6 @@ def _msgpack(path: Path) -> dict[str, np.ndarray]:
 
 
 def _safetensors(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
     state: dict[str, np.ndarray] = {}
     for path in _shards(folder):
         try:

@@ -37,8 +37,8 @@ class Projection:
 class TextEncoder(nn.Module):
     """A backbone and its head, from texts to vectors.
 
-    The backbone's parameters are at the root of the tree, so that checkpoints of the backbone
-    alone fit. Those of the projection are below `projection`.
+    The backbone's parameters are at the root of the tree, so that checkpoints without a
+    projection fit. Those of the projection are below `projection`.
 
     Attributes:
       backbone: A linen module that maps (ids, mask) to token states [batch, length, hidden].

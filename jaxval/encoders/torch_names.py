@@ -31,7 +31,7 @@ def from_torch(
     Args:
       state: Arrays by name.
       backbone: A linen module whose nodes have the names of the PyTorch model.
-      words: The name of the word table in PyTorch, which tells the prefix.
+      words: The name of the word table in PyTorch, from which the prefix is known.
 
     Returns:
       The tree of arrays, and the names in `state` that are not in it: pooler, heads, decoder,
@@ -60,7 +60,7 @@ def from_flax(
     Args:
       state: Arrays by name, the parts of which are joined by dots.
       backbone: A linen module with the names of the Flax model.
-      words: The name of the word table in PyTorch, which tells the prefix.
+      words: The name of the word table in PyTorch, from which the prefix is known.
 
     Returns:
       The tree of arrays, and the names in `state` that are not in it.

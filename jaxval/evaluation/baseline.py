@@ -24,7 +24,7 @@ def write_baseline(model: str, checkpoint_dir: Path, step: int) -> str:
       step: The training step of the checkpoint.
 
     Returns:
-      One line that says what was written.
+      One line about what was written.
 
     Raises:
       UserError: The step already exists, or the directory cannot be written.
@@ -50,7 +50,7 @@ def write_baseline(model: str, checkpoint_dir: Path, step: int) -> str:
 
 
 def _shorten(names: list[str]) -> list[str]:
-    """Returns names, with those of one module counted: a T5's decoder has hundreds."""
+    """Returns names, with many of one module replaced by their number."""
     shortened = []
     for module, group in itertools.groupby(sorted(names), lambda name: name.partition(".")[0]):
         arrays = list(group)

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxval.corpus.token_store import Bucket, TokenStore
+from jaxval.encoders.adapter import Encode
 from jaxval.errors import NonFiniteError
 from jaxval.records import Bar, Params
 
-Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 _Signature = tuple[tuple[int, ...], np.dtype, np.dtype]
 """The shape of a batch, [devices, rows, width], and the dtypes of its ids and lengths."""
 

@@ -61,13 +61,13 @@ class Encoding:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What an encoder requires of its texts. None where the encoder does not say.
+    """What an encoder requires of its texts. None where it has no requirement.
 
     Attributes:
       tokenizer: The folder of its tokenizer.
-      default_len: Maximum number of tokens of a text, unless a setting says otherwise.
+      default_len: Maximum number of tokens of a text, unless a setting overrides it.
       limit: Maximum number of tokens of a text that the encoder can take.
-      vocabulary: Number of token ids that the encoder knows.
+      vocabulary: Number of token ids that the encoder has embeddings for.
       passage_prefix: The text before each passage.
       query_prefix: The text before each query.
     """
@@ -135,8 +135,8 @@ def read_encoding(settings: Evaluation) -> Encoding:
 def param_specs(encoder: Encoder, model: Model) -> Params:
     """Returns the shapes and dtypes of the parameters on the device.
 
-    The encoder of a model folder says which of its leaves stay in float32. Of any other
-    encoder, all floating leaves are cast to `dtype`.
+    The encoder of a model folder determines which of its leaves stay in float32. For any
+    other encoder, all floating leaves are cast to `dtype`.
     """
     tree = encoder.abstract_params()
     if model.folder:

@@ -70,7 +70,7 @@ def read(settings: Evaluation) -> Inputs:
     """Reads the queries, the judgments and the encoder's description.
 
     Raises:
-      UserError: The settings or the data are at fault.
+      UserError: The settings or the data are wrong.
     """
     queries = tuple(load_queries(files) for files in settings.datasets)
     return Inputs(queries, read_encoding(settings))
@@ -91,7 +91,7 @@ def prepare(
       inputs: What `read` returned for these settings. None reads it.
 
     Raises:
-      UserError: The settings or the data are at fault.
+      UserError: The settings or the data are wrong.
     """
     measures = measuring.parse(settings.search.measures, settings.search.depth)
     inputs = inputs or read(settings)

@@ -22,8 +22,6 @@ Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """(queries [queries, dim], vectors [n, dim], k) -> scores float32 and positions int64,
 [queries, k], best first; both inputs float32 or both float16."""
 
-DTYPES = ("float32", "float16")
-
 
 class FaissSearcher:
     """Keeps the best `depth` passages of all chunks for each query.
@@ -34,8 +32,8 @@ class FaissSearcher:
       queries: [queries, dim] float32.
       depth: Number of hits for each query. A corpus of fewer passages gives fewer hits.
       similarity: `dot` or `cosine`.
-      dtype: The dtype that vectors are rounded to before they are compared, one of DTYPES.
-        Products are summed in float32.
+      dtype: The dtype that vectors are rounded to before they are compared, `float32` or
+        `float16`. Products are summed in float32.
       knns: The searches that each take an equal part of every chunk, in parallel. None takes
         all GPUs that FAISS can use, or the CPU if there is none.
     """
@@ -92,8 +90,8 @@ class Reranker:
       queries: [queries, dim] float32.
       candidates: The rows of each query's candidates, [n] int64 each, without duplicates.
       similarity: `dot` or `cosine`.
-      dtype: The dtype that vectors are rounded to before they are compared, one of DTYPES.
-        Products are summed in float32.
+      dtype: The dtype that vectors are rounded to before they are compared, `float32` or
+        `float16`. Products are summed in float32.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Kendall's tau-b (Kendall, The treatment of ties in ranking problems, Biometrika 1945) is the
 usual statistic for comparing test collections since Voorhees (Variations in relevance
 judgments and the measurement of retrieval effectiveness, SIGIR 1998). It weights all pairs of
-checkpoints equally. The regret is the loss if the part alone chooses the best checkpoint.
+checkpoints equally. The regret is the loss if only the part decides which checkpoint is best.
 
 Intervals are percentiles of a bootstrap over the queries (Efron and Tibshirani, An
 introduction to the bootstrap, 1993). Each resample takes the same queries for part and whole,
@@ -90,48 +90,53 @@ def agree(whole: np.ndarray, part: np.ndarray) -> Agreement:
     )
 
 
-def kendall(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def kendall(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns Kendall's tau-b of each pair of rows.
 
     Args:
-      one: [rows, n] float64.
-      other: [rows, n] float64.
+      first: [rows, n] float64.
+      second: [rows, n] float64.
 
     Returns:
-      [rows] float64; NaN for a row that is constant in `one` or `other`.
+      [rows] float64; NaN for a row that is constant in `first` or `second`.
     """
-    rows = max(1, _BATCH_PAIRS // one.shape[1] ** 2)
-    starts = range(0, len(one), rows)
+    rows = max(1, _BATCH_PAIRS // first.shape[1] ** 2)
+    starts = range(0, len(first), rows)
     return np.concatenate(
-        [_kendall(one[start : start + rows], other[start : start + rows]) for start in starts]
+        [
+            _kendall(first[start : start + rows], second[start : start + rows])
+            for start in starts
+        ]
     )
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns Spearman's rho of each pair of rows; equal values share their mean rank.
 
     Args:
-      one: [rows, n] float64.
-      other: [rows, n] float64.
+      first: [rows, n] float64.
+      second: [rows, n] float64.
 
     Returns:
-      [rows] float64; NaN for a row that is constant in `one` or `other`.
+      [rows] float64; NaN for a row that is constant in `first` or `second`.
     """
     # Values below minus values above: a linear function of the rank.
-    ranks = [np.sign(x[:, :, None] - x[:, None, :]).sum(2) for x in (one, other)]
+    ranks = [np.sign(x[:, :, None] - x[:, None, :]).sum(2) for x in (first, second)]
     return _cosine(*ranks)
 
 
-def _kendall(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    signs = [np.sign(x[:, :, None] - x[:, None, :]) for x in (one, other)]
-    return _cosine(*(sign.reshape(len(one), -1) for sign in signs))
+def _kendall(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    signs = [np.sign(x[:, :, None] - x[:, None, :]) for x in (first, second)]
+    return _cosine(*(sign.reshape(len(first), -1) for sign in signs))
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns the cosine of each pair of rows; NaN if one of them is zero."""
-    norms = np.sqrt((one**2).sum(1) * (other**2).sum(1))
-    dots = (one * other).sum(1)
-    cosines: np.ndarray = np.divide(dots, norms, out=np.full(len(one), np.nan), where=norms > 0)
+    norms = np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    dots = (first * second).sum(1)
+    cosines: np.ndarray = np.divide(
+        dots, norms, out=np.full(len(first), np.nan), where=norms > 0
+    )
     return cosines
 
 

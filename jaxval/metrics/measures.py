@@ -1,4 +1,4 @@
-"""Computes measures from hits and judgments: any that ir_measures knows, and AvgRank."""
+"""Computes measures from hits and judgments: all measures of ir_measures, and AvgRank."""
 
 from __future__ import annotations
 

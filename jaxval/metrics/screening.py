@@ -1,10 +1,10 @@
 """Screening: checkpoints that are significantly worse on a sample skip the whole corpus.
 
 A checkpoint that is screened out gets a failure in the series of the whole corpus, in the
-transaction that writes its result on the sample. So even after a kill, the ledger says what
-to do with each checkpoint: one with a row of the sample and none of the whole corpus is still
-to be confirmed. One with a failure, but without a row of this sample, was screened out by
-another sample; such a failure is removed.
+transaction that writes its result on the sample. So even after a kill, the ledger determines
+what to do with each checkpoint: one with a row of the sample and none of the whole corpus is
+still to be confirmed. One with a failure, but without a row of this sample, was screened out
+by another sample; such a failure is removed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Screening:
             return None
         measure = self.sample.measure
         p_value = candidate.standing.p_values[measure]
-        if self.sample.worth(candidate) >= self.sample.worth(best) or p_value >= LEVEL:
+        if self.sample.score(candidate) >= self.sample.score(best) or p_value >= LEVEL:
             return None
         message = (
             f"{measure} on {self.sample.dataset} is {candidate.measures[measure]:.4f},"
@@ -59,7 +59,7 @@ class Screening:
         return Failure(candidate.checkpoint, self.whole.series, SCREENED, message)
 
     def saved(self, validations: Sequence[Validation], failures: Sequence[Failure]) -> str:
-        """Returns a line that says how much time screening saved.
+        """Returns a line about the time that screening saved.
 
         The time saved is the number of screened-out checkpoints, times the median time of a
         confirmed one on the whole corpus.

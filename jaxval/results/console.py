@@ -75,7 +75,7 @@ class Console:
         )
 
     def fail(self, failure: Failure) -> None:
-        """Prints a row that says why a checkpoint has no value."""
+        """Prints why a checkpoint has no value."""
         if failure.series in self._datasets:
             self._print_header()
             self._print(f"{failure.checkpoint.step:>8}  {failure.reason}: {failure.message}")

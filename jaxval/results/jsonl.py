@@ -11,7 +11,11 @@ from jaxval.records import Failure, Ranked, Validation
 
 
 class JsonLines:
-    """Mirrors the ledger to a file of JSON objects, one on each line."""
+    """Mirrors the ledger to a file of JSON objects, one on each line.
+
+    Args:
+      path: The file.
+    """
 
     def __init__(self, path: Path):
         self._path = path

@@ -51,7 +51,7 @@ import numpy as np
 from etils import epath
 
 from jaxval.errors import UserError
-from jaxval.records import Checkpoint, Failure, Standing, Validation
+from jaxval.records import Checkpoint, Failure, Identity, Standing, Validation
 
 _MIGRATIONS = (
     """
@@ -235,19 +235,19 @@ class Ledger:
         with self._atomic():
             self._insert_failures(failures)
 
-    def forget_failures(
+    def remove_failures(
         self,
         series: Sequence[str],
-        among: Collection[tuple[str, int]] | None = None,
+        among: Collection[Identity] | None = None,
         *,
-        but: Collection[str] = (),
+        keep: Collection[str] = (),
     ) -> int:
         """Removes failures, so that their checkpoints are tried again.
 
         Args:
           series: Digests of the series.
           among: Identities of the checkpoints; None for all checkpoints.
-          but: Reasons; failures for these reasons are kept.
+          keep: Reasons; failures for these reasons are kept.
 
         Returns:
           The number of failures that were removed.
@@ -257,13 +257,13 @@ class Ledger:
                 row
                 for row in self._rows("SELECT * FROM failure")
                 if row["series"] in series
-                and row["reason"] not in but
+                and row["reason"] not in keep
                 and (among is None or _checkpoint(row).identity in among)
             ]
             return self._delete(failures)
 
     def reopen(
-        self, reason: str, series: str, without: str, among: Collection[tuple[str, int]]
+        self, reason: str, series: str, without: str, among: Collection[Identity]
     ) -> int:
         """Removes failures of checkpoints that have no result in another series.
 

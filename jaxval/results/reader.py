@@ -26,7 +26,7 @@ from jaxval.results.result import Result
 if TYPE_CHECKING:
     import numpy as np
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 _TRIES = 40
 _PAUSE = 0.05  # seconds between two tries
@@ -47,7 +47,7 @@ class Row:
 
 
 class LedgerReader:
-    """Answers questions about a ledger. Each answer is of one moment.
+    """Reads a ledger. What a method returns is the content after one commit.
 
     Args:
       path: The ledger's file.
@@ -57,12 +57,12 @@ class LedgerReader:
         self._path = path
 
     def rows(self) -> list[Row]:
-        """Returns every validation, in the order they were committed."""
-        return self._ask(_rows)
+        """Returns every validation, in the order in which they were committed."""
+        return self._query(_rows)
 
     def failures(self) -> list[dict[str, Any]]:
         """Returns every failure as a dictionary of its columns, in the order of the rows."""
-        return self._ask(
+        return self._query(
             lambda db: [
                 dict(row)
                 for row in db.execute(
@@ -74,7 +74,7 @@ class LedgerReader:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Returns the settings of every series, by its digest."""
-        return self._ask(
+        return self._query(
             lambda db: {
                 row["digest"]: json.loads(row["settings"])
                 for row in db.execute("SELECT digest, settings FROM series")
@@ -88,7 +88,7 @@ class LedgerReader:
             sql = "SELECT query_ids FROM series WHERE digest = ?"
             return list(json.loads(db.execute(sql, (series,)).fetchone()["query_ids"]))
 
-        return self._ask(read)
+        return self._query(read)
 
     def per_query(self, validation: int, measure: str) -> np.ndarray:
         """Returns one measure of one validation, [queries] float64."""
@@ -98,22 +98,22 @@ class LedgerReader:
             sql = "SELECT per_query FROM measure WHERE validation = ? AND name = ?"
             return bytes(db.execute(sql, (validation, measure)).fetchone()["per_query"])
 
-        return np.frombuffer(self._ask(read), "<f8")
+        return np.frombuffer(self._query(read), "<f8")
 
-    def _ask(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Returns the answer once no transaction was committed while it was read."""
+    def _query(self, query: Callable[[sqlite3.Connection], Value]) -> Value:
+        """Returns what `query` reads, once no transaction was committed meanwhile."""
         for _ in range(_TRIES):
             before = self._stamp()
             if before is not None:
                 with contextlib.suppress(sqlite3.DatabaseError), _opened(self._path) as db:
-                    answer = question(db)
+                    value = query(db)
                     if self._stamp() == before:
-                        return answer
+                        return value
             time.sleep(_PAUSE)
-        return self._ask_a_copy(question)
+        return self._query_copy(query)
 
-    def _ask_a_copy(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """Answers from a copy, in which SQLite rolls back what a killed run left behind."""
+    def _query_copy(self, query: Callable[[sqlite3.Connection], Value]) -> Value:
+        """Reads from a copy, in which SQLite rolls back what a killed run left behind."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, self._path.name)
             journal = self._journal()
@@ -123,7 +123,7 @@ class LedgerReader:
             try:
                 with contextlib.closing(sqlite3.connect(copy)) as db:
                     db.row_factory = sqlite3.Row
-                    return question(db)
+                    return query(db)
             except sqlite3.DatabaseError as error:
                 raise UserError(
                     f"{self._path} cannot be read as a ledger ({error}): check that it was"
@@ -160,11 +160,11 @@ def _rows(db: sqlite3.Connection) -> list[Row]:
     columns = "validation, name, mean, low, high, p_value"
     for measure in db.execute(f"SELECT {columns} FROM measure ORDER BY rowid"):
         measures.setdefault(measure["validation"], []).append(measure)
-    found = db.execute(
+    validations = db.execute(
         "SELECT validation.*, dataset FROM validation JOIN series ON digest = series"
         " ORDER BY id"
     )
-    return [_row(row, measures.get(row["id"], [])) for row in found]
+    return [_row(row, measures.get(row["id"], [])) for row in validations]
 
 
 def _row(row: sqlite3.Row, measures: list[sqlite3.Row]) -> Row:

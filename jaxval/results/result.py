@@ -16,7 +16,7 @@ class Result:
 
     Attributes:
       dataset: The name of the validation set.
-      measures: Measure -> mean over the queries, in the order they were asked for.
+      measures: Measure -> mean over the queries, in the order of the setting `measures`.
       intervals: Measure -> 95% bootstrap interval of the mean.
       step: The training step, or None if the parameters came from memory.
       checkpoint: The path of the checkpoint; empty if the parameters came from memory.

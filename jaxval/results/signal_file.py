@@ -51,7 +51,7 @@ class SignalFile:
         self._write()
 
     def record(self, ranked: Ranked) -> None:
-        """Writes the value of one more step."""
+        """Writes the value of another step."""
         self._add(ranked)
         self._write()
 
@@ -138,8 +138,8 @@ class _Patience:
     def _gains(self, validation: Validation) -> bool:
         if self._last_gain is None:
             return True
-        worth, measure = self._select_by.worth, self._select_by.measure
-        if worth(validation) <= worth(self._last_gain):
+        score, measure = self._select_by.score, self._select_by.measure
+        if score(validation) <= score(self._last_gain):
             return False
         before = self._last_gain.per_query[measure]
         return p_value(validation.per_query[measure], before) < LEVEL

@@ -19,7 +19,10 @@ class TensorBoard:
     """Mirrors the ledger to event files in DIRECTORY/<dataset>/<series>.
 
     The directory is deleted and rewritten from the ledger at every start, because an event
-    file does not tell which of its points a killed run has written.
+    file does not show which of its points a killed run has written.
+
+    Args:
+      directory: The directory of the event files.
     """
 
     def __init__(self, directory: Path):

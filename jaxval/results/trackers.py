@@ -34,8 +34,11 @@ def default_trackers(run: TrackedRun, more: Sequence[Tracker] = ()) -> list[Trac
 class TrackerGroup:
     """Several trackers as one.
 
-    If a tracker fails at a validation or failure, the error is logged and the run goes on:
+    If a tracker fails at a validation or failure, the error is logged and the run continues:
     the row is in the ledger, from which each tracker starts again in the next run.
+
+    Args:
+      trackers: The trackers, in the order in which they are called.
     """
 
     def __init__(self, trackers: Sequence[Tracker]):

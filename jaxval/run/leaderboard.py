@@ -43,14 +43,14 @@ class Leaderboard:
 
     def place(self, validation: Validation) -> int:
         """Returns the place, from 0, that a new validation would take in its series."""
-        worth = self._select_by.worth
+        score = self._select_by.score
         top = self.top(validation.series)
-        return sum(not worth(validation) > worth(other) for other in top)
+        return sum(not score(validation) > score(other) for other in top)
 
     def add(self, validation: Validation) -> Ranked:
         """Adds a validation to its series.
 
-        A validation of an earlier series that lacks the measure is not ranked.
+        A validation of an earlier series without the measure is not ranked.
         """
         if self._select_by.measure not in validation.per_query:
             return Ranked(validation, best_before=None, is_best=False)
@@ -82,8 +82,8 @@ class BestExports:
     def export(self, validation: Validation, params: Params) -> None:
         """Exports the parameters if the validation is among the best.
 
-        Call it before the validation is committed and added to the leaderboard, so that no
-        committed result lacks its export.
+        Call it before the validation is committed and added to the leaderboard, so that each
+        committed result has its export.
         """
         decides = validation.series == self._series
         if decides and self._leaderboard.place(validation) < self._count:

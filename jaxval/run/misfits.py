@@ -1,7 +1,7 @@
 """Checkpoints that do not fit the encoder, before any checkpoint has fitted.
 
-If one checkpoint fits, the settings are right and the others are at fault: each gets a failure
-in the ledger. If none fits, the settings are at fault: the run ends with an error and records
+If one checkpoint fits, the settings are right and the others are wrong: each gets a failure in
+the ledger. If none fits, the settings are wrong: the run ends with an error and records
 nothing, so that a run with other settings validates them all.
 """
 

@@ -21,7 +21,7 @@ from jaxval.run.summary import Tally
 
 
 class Recorder:
-    """Makes the results of a run durable.
+    """Writes the results of a run to its files, its ledger and its trackers.
 
     Each record waits until the disk has room, and signals wait until it is complete.
 
@@ -29,7 +29,7 @@ class Recorder:
       output: What is written.
       prepared: What each checkpoint is evaluated on.
       ledger: Where the rows are committed, with the series of `prepared` open.
-      trackers: Told of each row.
+      trackers: The trackers, which get each row.
       tally: Counts the records.
       sleep: Waits for a number of seconds.
     """
@@ -44,7 +44,7 @@ class Recorder:
         sleep: Callable[[float], None],
     ):
         self._output = output
-        self._series = [judged.series for judged in prepared.plan.sets]
+        self._series = [eval_set.series for eval_set in prepared.plan.sets]
         self._screening = prepared.screening
         self._ledger = ledger
         self._trackers = TrackerGroup(trackers)
@@ -103,7 +103,13 @@ class Recorder:
         return {validation.series, *(failure.series for failure in screened)}
 
     def add_failure(self, checkpoint: Checkpoint, reason: str, message: str) -> None:
-        """Records a failure in each series in which the checkpoint has no row yet."""
+        """Records a failure in each series in which the checkpoint has no row yet.
+
+        Args:
+          checkpoint: The checkpoint.
+          reason: One word, see `records.Failure`.
+          message: An explanation for the user.
+        """
         failures = [
             Failure(checkpoint, series, reason, message)
             for series in self.open_series(checkpoint)
@@ -139,7 +145,7 @@ class Recorder:
             )
 
     def _export_size(self, restored: Restored) -> int:
-        """Returns how many bytes an export takes, 0 if none is kept."""
+        """Returns the number of bytes of an export, or 0 if none is written."""
         if not self._output.keep_best:
             return 0
         return sum(leaf.nbytes for leaf in jax.tree.leaves(restored.params))

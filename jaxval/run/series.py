@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxval.evaluation.prepare import Prepared
 from jaxval.metrics.screening import Screening
-from jaxval.records import SCREENED, Checkpoint
+from jaxval.records import SCREENED, Checkpoint, Identity
 from jaxval.results.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -27,22 +27,20 @@ def open_series(
       waiting: Checkpoints that can still be read. Only their failures are removed.
       retry_failed: Whether to remove the failures of earlier runs.
     """
-    for judged in prepared.plan.sets:
-        settings = prepared.settings[judged.series]
-        _log_changes(ledger.settings(judged.name), judged.series, settings)
-        ledger.open_series(judged.series, judged.name, settings, judged.query_ids)
+    for eval_set in prepared.plan.sets:
+        settings = prepared.settings[eval_set.series]
+        _log_changes(ledger.settings(eval_set.name), eval_set.series, settings)
+        ledger.open_series(eval_set.series, eval_set.name, settings, eval_set.query_ids)
     readable = {checkpoint.identity for checkpoint in waiting}
     if prepared.screening:
         _reopen(prepared.screening, ledger, readable)
     if retry_failed:
         kept = [SCREENED] if prepared.screening else []
-        count = ledger.forget_failures(list(prepared.settings), readable, but=kept)
+        count = ledger.remove_failures(list(prepared.settings), readable, keep=kept)
         _LOG.info("retrying %d failed checkpoints of earlier runs", count)
 
 
-def _reopen(
-    screening: Screening, ledger: Ledger, readable: Collection[tuple[str, int]]
-) -> None:
+def _reopen(screening: Screening, ledger: Ledger, readable: Collection[Identity]) -> None:
     """Removes the verdicts of another sample.
 
     A verdict is committed together with a result on its sample. So a verdict without a result

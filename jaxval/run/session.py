@@ -102,7 +102,7 @@ class Session:
       source: Where the checkpoints come from.
       prepared: What each checkpoint is evaluated on.
       ledger: Where the results are committed, with the series of `prepared` open.
-      trackers: Told of each row of the ledger.
+      trackers: The trackers, which get each row of the ledger.
       progress: Makes progress bars.
       clock: Returns the time in seconds.
       sleep: Waits for a number of seconds.
@@ -142,7 +142,7 @@ class Session:
 
     def begin(self) -> None:
         """Continues from the ledger and starts to read ahead."""
-        series = {judged.series for judged in self._plan.sets}
+        series = {eval_set.series for eval_set in self._plan.sets}
         past, failures = self._ledger.validations(), self._ledger.failures()
         self._failed = {
             failure.checkpoint.identity
@@ -190,7 +190,7 @@ class Session:
             explain_no_checkpoint(watching.checkpoint_dir)
 
     def end(self) -> None:
-        """Stops reading ahead and ends the trackers. Called however the run ends."""
+        """Stops reading ahead and ends the trackers. Called also if the run fails."""
         self._prefetcher.stop()
         self.tally.retried = self._prefetcher.retried
         self._recorder.end()
@@ -231,8 +231,8 @@ class Session:
         self._note_fit(restored)
         label = f"step {checkpoint.step}"
         for result in validate(label, restored, self._plan, open_series, self._progress):
-            # A verdict on the sample closes the series of the whole corpus, which `validate`
-            # then leaves out.
+            # If the sample screens the checkpoint out, the series of the whole corpus is
+            # removed here, and `validate` leaves it out.
             open_series -= self._recorder.add_result(checkpoint, result, restored)
 
     def _note_fit(self, restored: Restored) -> None:
@@ -302,7 +302,7 @@ def _tracked(config: Config, prepared: Prepared) -> TrackedRun:
     screening = prepared.screening
     return TrackedRun(
         directory=config.output.directory,
-        datasets={judged.series: judged.name for judged in prepared.plan.sets},
+        datasets={eval_set.series: eval_set.name for eval_set in prepared.plan.sets},
         measures=tuple(map(str, prepared.plan.measures)),
         select_by=prepared.select_by,
         sample=screening.sample if screening else None,

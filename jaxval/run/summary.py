@@ -1,4 +1,4 @@
-"""What a run tells at its end: its counts, where its results are, and what was missing."""
+"""The end of a run: its counts, where its results are, and what was missing."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def print_summary(
 
 
 def explain_no_checkpoint(checkpoint_dir: str) -> None:
-    """Logs why no checkpoint may have been found in a directory.
+    """Logs a likely reason why a directory has no checkpoint.
 
     Raises:
       UserError: The directory does not exist.

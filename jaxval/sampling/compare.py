@@ -1,6 +1,6 @@
 """Compares sampled corpora with the whole corpus: which sample ranks checkpoints the same?
 
-Each checkpoint encodes the corpus once; each strategy is searched among those vectors.
+Each checkpoint encodes the corpus once. Each sample is searched in those vectors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jaxval.sampling.subsets import Subset, Trial, attempt, subset
 
 _LOG = logging.getLogger(__name__)
 LEAST = 3
-"""Minimum number of checkpoints: the order of fewer says nothing."""
+"""Minimum number of checkpoints: the order of fewer has no meaning."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def compare(
       progress: Shows reading, tokenization and encoding.
 
     Raises:
-      UserError: The settings or the data are at fault, or too few checkpoints are left.
+      UserError: The settings or the data are wrong, or too few checkpoints are left.
     """
     pools, checkpoints = comparison.pools, comparison.checkpoints
     prepared = prepare(evaluation, open_devices, progress)

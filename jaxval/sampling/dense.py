@@ -61,7 +61,7 @@ def open_ranker(
       progress: Shows the tokenization and the encoding.
 
     Raises:
-      UserError: There is no such checkpoint, or the settings or the queries are at fault.
+      UserError: There is no such checkpoint, or the settings or the queries are wrong.
     """
     if evaluation.search.rerank:
         raise UserError(
@@ -142,11 +142,11 @@ def rank(checkpoint: Checkpoint, plan: EvalPlan, depth: int, progress: Progress)
       UserError: The device has too little memory.
     """
     plan = replace(plan, depth=depth, measures=())
-    (judged, *_) = plan.sets
+    eval_set = plan.sets[0]
     restored = load(checkpoint, plan)
     label = f"step {checkpoint.step}"
-    (outcome,) = validate.validate(label, restored, plan, {judged.series}, progress)
-    return dict(zip(judged.query_ids, _ids(outcome.hits, outcome.corpus), strict=True))
+    (result,) = validate.validate(label, restored, plan, {eval_set.series}, progress)
+    return dict(zip(eval_set.query_ids, _ids(result.hits, result.corpus), strict=True))
 
 
 def _ids(hits: Hits, corpus: TokenStore) -> list[tuple[str, ...]]:

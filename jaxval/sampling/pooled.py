@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jaxval.corpus.datasets import QuerySet
 from jaxval.corpus.runs import Candidates, Run, of_another_corpus, read_run
 from jaxval.corpus.token_store import TokenStore
 from jaxval.errors import UserError
-from jaxval.records import DatasetFiles, Progress, Text
+from jaxval.records import DatasetFiles, Progress
 from jaxval.sampling import bm25, strategies
 from jaxval.sampling.strategies import Selection, Strategy
 
@@ -110,11 +111,7 @@ def select(
     Raises:
       DataError: A run or the corpus cannot be used.
     """
-
-    def passages() -> Iterator[Text]:
-        bar = progress(f"{files.name}: reading passages", None)
-        return readers.counted(readers.read_texts(files.corpus), bar)
-
+    passages = functools.partial(readers.read_corpus, files, progress)
     runs = _read_runs(pools, queries, corpus)
     selections: dict[PooledStrategy, Selection] = {}
     for paths in dict.fromkeys(pool.runs for pool in pools):
@@ -148,7 +145,11 @@ def _read_runs(
 
 
 def _check_run(run: Run, corpus: TokenStore) -> None:
-    """Warns about passages that the corpus lacks; all of them is an error."""
+    """Warns of passages that the corpus lacks.
+
+    Raises:
+      DataError: It lacks all of them.
+    """
     named = sorted({passage for passages in run.hits.values() for passage in passages})
     missing = len(named) - len(corpus.find(named))
     if missing == len(named):

@@ -182,7 +182,12 @@ def draw(ids: Iterable[str], size: int, seed: int, without: Collection[str]) -> 
 
 
 class Sieve:
-    """Filters the selected passages of a corpus, lazily and in order.
+    """Filters the selected passages of one reading of a corpus, lazily and in order.
+
+    Args:
+      selection: The selected passages. Their ids are expected in the corpus.
+      watched: The expected ids if the whole corpus is selected.
+      find_lines: Returns the lines of an id, for the message about a duplicate.
 
     Attributes:
       read: Number of passages that were read so far.
@@ -196,13 +201,6 @@ class Sieve:
         watched: Collection[str],
         find_lines: Callable[[str], list[str]],
     ):
-        """Creates a sieve for one reading of the corpus.
-
-        Args:
-          selection: The selected passages. Their ids are expected in the corpus.
-          watched: The expected ids if the whole corpus is selected.
-          find_lines: Returns the lines of an id, for the message about a duplicate.
-        """
         self._ids = selection.ids
         self._expected = watched if selection.ids is None else selection.ids
         self._find_lines = find_lines

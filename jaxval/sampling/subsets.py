@@ -1,7 +1,7 @@
 """Evaluates one checkpoint on a whole corpus and on parts of it, by one encoding.
 
-Each part is searched among those of the corpus's vectors that it has, chunk by chunk. So any
-number of parts costs one encoding, and only one chunk of vectors is in memory.
+Each part is searched in its share of the corpus's vectors, chunk by chunk. So any number of
+parts costs one encoding, and only one chunk of vectors is in memory.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -58,11 +59,7 @@ def write_sample(
     _warn_of_queries(queries)
     for ranking in rankings:
         _warn_of_run(ranking, len(queries.texts), strategy)
-
-    def corpus() -> Iterator[Text]:
-        bar = progress(f"{files.name}: reading passages", None)
-        return readers.counted(readers.read_texts(files.corpus), bar)
-
+    corpus = functools.partial(readers.read_corpus, files, progress)
     by_dense = ranker.rank(strategy.dense or 0) if ranker else None
     (selection,) = strategies.select([strategy], queries, corpus, rankings, seed, by_dense)
 
@@ -99,13 +96,19 @@ def _warn_of_queries(queries: QuerySet) -> None:
         _LOG.warning(remark, queries.name, queries.unknown_queries)
 
 
-def _warn_of_run(run: Run, judged: int, strategy: Strategy) -> None:
-    """Warns of queries that a run lacks or has in excess, and of too short rankings."""
+def _warn_of_run(run: Run, count: int, strategy: Strategy) -> None:
+    """Warns of queries that a run lacks or has in excess, and of too short rankings.
+
+    Args:
+      run: The run.
+      count: Number of judged queries.
+      strategy: The strategy that pools the run.
+    """
     if run.others:
         remark = "%s: %d of its queries are not judged and are left out"
         _LOG.warning(remark, run.path, run.others)
-    if missing := judged - len(run.hits):
-        _LOG.warning("%s: %d of %d judged queries are not in it", run.path, missing, judged)
+    if missing := count - len(run.hits):
+        _LOG.warning("%s: %d of %d judged queries are not in it", run.path, missing, count)
     depth = max(map(len, run.hits.values()))
     if depth < (strategy.run or 0):
         remark = "%s: it ranks at most %d passages per query, fewer than %s selects"
@@ -126,15 +129,15 @@ def _fill(
     texts = readers.read_texts(files.queries)
     beir.write(folder, sieve.passed(corpus), texts, queries.qrels)
     _check_missing(files, judged, runs, sieve.missing)
-    found = len(judged - sieve.missing)
-    unjudged, wanted = sieve.read - found, selection.strategy.random or 0
+    kept = len(judged - sieve.missing)
+    unjudged, wanted = sieve.read - kept, selection.strategy.random or 0
     if wanted > unjudged:
         remark = "%s: random:size=%d exceeds the %d unjudged passages: all are in the sample"
         _LOG.warning(remark, files.name, wanted, unjudged)
     return {
         "corpus": sieve.read,
         "passages": sieve.kept,
-        "judged": found,
+        "judged": kept,
         "queries": len(queries.texts),
         "judgements": sum(map(len, queries.qrels.values())),
     }

@@ -61,7 +61,7 @@ def test_the_product_times_alpha_by_rank_is_added(owner, names):
         assert after[name][part] is before.params[name][part]
 
 
-def test_shapes_tell_the_order_of_the_factors():
+def test_the_order_of_the_factors_follows_from_their_shapes():
     before, leaves = base(), adapters("lora", names=("b", "a"))  # lorax: w + b @ a
     left, right = leaves.values()
     np.testing.assert_allclose(
@@ -155,7 +155,7 @@ def test_the_sum_of_base_and_change_is_rounded_once():
     )
 
 
-def test_the_plan_says_where_the_adapters_are_and_what_they_change():
+def test_the_plan_names_the_adapters_and_the_arrays_they_change():
     plan = lora.plan(
         base(), shapes(adapters("lora") | adapters("optimizer", "0", "mu", rank=2))
     )

@@ -48,9 +48,7 @@ def read(content, name="q.tsv"):
     name=st.sampled_from(["q.tsv", "qrels", "q.trec.gz"]),
 )
 @settings(deadline=None)
-def test_all_formats_give_the_same_judgments(
-    qrels, separator, iteration, header, ending, name
-):
+def test_all_formats_give_the_same_judgments(qrels, separator, iteration, header, ending, name):
     assert read(written(qrels, separator, iteration, header, ending), name) == qrels
 
 

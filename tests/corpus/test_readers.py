@@ -32,7 +32,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def jsonl(texts: list[Text]) -> str:
-    records = ({"_id": each.id, "title": each.title, "text": each.text} for each in texts)
+    records = ({"_id": text.id, "title": text.title, "text": text.text} for text in texts)
     return "".join(json.dumps(record) + "\n" for record in records)
 
 

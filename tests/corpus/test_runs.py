@@ -46,9 +46,7 @@ def written(run, form):
     depth=st.integers(1, 7),
     seed=st.randoms(use_true_random=False),
 )
-def test_the_rank_decides_whatever_the_order_of_the_lines(
-    tmp_path, run, form, name, depth, seed
-):
+def test_the_rank_decides_in_any_order_of_the_lines(tmp_path, run, form, name, depth, seed):
     lines = written(run, form)
     seed.shuffle(lines)
     path = write(tmp_path / name, "".join(lines))
@@ -57,7 +55,7 @@ def test_the_rank_decides_whatever_the_order_of_the_lines(
 
 @given(run=RUNS, depth=st.integers(1, 7))
 def test_a_sorted_run_gives_asyncvals_passages(tmp_path, run, depth):
-    """Asyncval takes the passages of the first lines of each query."""
+    """Asyncval uses the passages of the first lines of each query."""
     path = write(tmp_path / "run", "".join(written(run, "msmarco")))
     rows = [line.split("\t") for line in path.read_text().splitlines()]
     taken = {
@@ -105,9 +103,9 @@ def test_other_queries_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize("form", ["trec", "msmarco"])
 def test_run_files_of_jaxval_can_be_read(tmp_path, form):
     rows = np.array([[4, 0, 2], [0, 1, 4]])
-    found = Hits(np.zeros((2, 3), np.float32), rows)
+    hits = Hits(np.zeros((2, 3), np.float32), rows)
     path = tmp_path / "7"
-    write_run(path, form, ["q", "é"], found, lambda some: [f"d{row}" for row in some], "t")
+    write_run(path, form, ["q", "é"], hits, lambda some: [f"d{row}" for row in some], "t")
     assert hits(path, 2, {"q", "é"}) == {"q": ("d4", "d0"), "é": ("d0", "d1")}
 
 

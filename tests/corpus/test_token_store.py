@@ -24,11 +24,11 @@ GIVEN_IDS = st.lists(st.integers(0, 29), max_size=40).map(tuple)
 
 def contents(store):
     """Returns the token ids of each row, read by bucket, as the encoder does."""
-    found = {}
+    tokens = {}
     for bucket in store.buckets:
         for place, row in enumerate(store.matrix(bucket), start=bucket.start):
-            found[int(store.rows[place])] = row[: store.lengths[place]].tolist()
-    return [found[row] for row in range(store.count)]
+            tokens[int(store.rows[place])] = row[: store.lengths[place]].tolist()
+    return [tokens[row] for row in range(store.count)]
 
 
 def expected(text, max_len):
@@ -242,7 +242,7 @@ def test_a_killed_build_is_not_opened(tmp_path, tokenizer_folder, silent):
     assert contents(made) == [[2, 4, 5, 3]]
 
 
-def _build_beside_another(directory, folder, barrier, found):
+def _build_beside_another(directory, folder, barrier, results):
     from jaxval.corpus import tokenizer
 
     def texts():
@@ -263,23 +263,23 @@ def _build_beside_another(directory, folder, barrier, found):
     store = token_store.open_or_build(
         directory, texts(), "origin", tokenizer.load(folder), RECIPE, find_lines=list, bar=Bar
     )
-    found.put((store, contents(store)))
+    results.put((store, contents(store)))
 
 
 def test_two_processes_build_the_same_store(tmp_path, tokenizer_folder):
     spawn = multiprocessing.get_context("spawn")
-    barrier, found = spawn.Barrier(2), spawn.Queue()
-    arguments = (tmp_path, str(tokenizer_folder), barrier, found)
+    barrier, results = spawn.Barrier(2), spawn.Queue()
+    arguments = (tmp_path, str(tokenizer_folder), barrier, results)
     both = [spawn.Process(target=_build_beside_another, args=arguments) for _ in range(2)]
     for process in both:
         process.start()
-    (one, ones), (other, others) = (found.get(timeout=100) for _ in both)
+    (first, first_rows), (second, second_rows) = (results.get(timeout=100) for _ in both)
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    assert one == other
-    assert ones == others == [expected("a " * row, 32) for row in range(50)]
-    assert list(tmp_path.iterdir()) == [one.path]
+    assert first == second
+    assert first_rows == second_rows == [expected("a " * row, 32) for row in range(50)]
+    assert list(tmp_path.iterdir()) == [first.path]
 
 
 # Widths

@@ -71,9 +71,9 @@ def test_padding_and_truncation_of_the_backend_are_ignored():
     plain, padded = backend("< $A >"), backend("< $A >")
     padded.enable_padding(length=12)
     padded.enable_truncation(2)
-    one, other = wrap(plain), wrap(padded)
-    assert other.encode(["a"], 8) == one.encode(["a"], 8) == [[2, 0, 3]]
-    assert other.digest == one.digest
+    first, second = wrap(plain), wrap(padded)
+    assert second.encode(["a"], 8) == first.encode(["a"], 8) == [[2, 0, 3]]
+    assert second.digest == first.digest
 
 
 def test_the_digest_depends_on_what_decides_the_ids():

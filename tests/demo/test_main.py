@@ -53,7 +53,7 @@ def test_the_flag_file_names_the_paths_that_the_demo_writes():
     assert flags["--tokenizer"] == str(demo.TOKENIZER)
 
 
-def test_says_in_one_line_what_to_install():
+def test_a_missing_package_is_reported_in_one_line():
     advice = demo.missing({"json": "base", "no_optax": "demo", "no_faiss": "cpu"})
     assert advice == "The demo needs no_optax and no_faiss: pip install 'jaxval[demo,cpu]'"
     assert demo.missing() == ""

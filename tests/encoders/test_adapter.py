@@ -188,12 +188,12 @@ def test_the_constants_of_an_nnx_module_are_kept():
         (lambda: 3, "a function that returns a int: return an nnx.Module"),
         (
             lambda: NnxNormed(nnx.Rngs(0)),
-            "NnxNormed keeps BatchStat at norm/mean.* `jaxval.FunctionEncoder`",
+            "NnxNormed has BatchStat at norm/mean.* `jaxval.FunctionEncoder`",
         ),
-        (NnxNormed(nnx.Rngs(0)), "NnxNormed keeps BatchStat at norm/mean"),
+        (NnxNormed(nnx.Rngs(0)), "NnxNormed has BatchStat at norm/mean"),
         (
             lambda: NnxConstant(nnx.Rngs(0)),
-            "NnxConstant keeps an array at shift.* pass the module itself",
+            "NnxConstant has an array at shift.* pass the module itself",
         ),
     ],
 )

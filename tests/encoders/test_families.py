@@ -81,7 +81,7 @@ def test_token_states_in_bfloat16_have_nearly_the_same_direction(name):
     assert cosine > 0.999
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "vectors" in golden(name)])
+@pytest.mark.parametrize("name", [name for name in OTHERS if "vectors" in golden(name)])
 def test_vectors_equal_those_of_sentence_transformers(name):
     of = golden(name)
     encoder = folder.build(described(name))

@@ -43,7 +43,7 @@ def count_letters(params, ids, mask):
 
 
 def make_eval_set(store, name, judged, candidates=None):
-    """Returns a set of query -> row -> grade. The row -1 stands for a missing document."""
+    """Returns a set of query -> row -> grade. The row -1 means a missing document."""
     entries = [
         (number, row, grade)
         for number, grades in enumerate(judged.values())

@@ -58,8 +58,8 @@ def test_the_folders_prompts_are_the_prefixes_and_are_logged(config, silent, cap
 
 def test_settings_override_the_folders_prompts_even_if_empty(config, silent, caplog):
     with caplog.at_level(logging.INFO):
-        found = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
-    assert found == ("ask: ", "")
+        actual = prefixes(changed(config, query_prefix="ask: ", passage_prefix=""), silent)
+    assert actual == ("ask: ", "")
     assert "query prefix: 'ask: ' (from `query_prefix`)" in caplog.text
     assert (
         "passage prefix: none (from `passage_prefix`); `model` has 'passage: '" in caplog.text
@@ -120,7 +120,7 @@ def test_an_object_that_does_not_encode_is_an_error(config, tokenizer_folder):
         read(with_encoder(config, tokenizer_folder, encoder=flat))
 
 
-def test_what_was_read_is_handed_on_and_not_read_again(config, silent, monkeypatch):
+def test_inputs_that_were_read_are_not_read_again(config, silent, monkeypatch):
     inputs = read(config)
 
     def fail(*_, **__):

@@ -160,7 +160,7 @@ def test_float16_rounds_vectors_but_not_scores():
 def rerank(queries, passages, candidates, *, similarity="dot", cuts=(), order=None, **form):
     """Re-ranks these candidates, with the passages in chunks as in `search`."""
     order = np.arange(len(passages)) if order is None else np.asarray(order)
-    rows = [np.array(each, np.int64) for each in candidates]
+    rows = [np.array(rows_of_query, np.int64) for rows_of_query in candidates]
     reranker = Reranker(queries, rows, similarity, **form)
     for part in np.split(order, sorted(set(cuts))):
         if len(part):

@@ -50,7 +50,7 @@ def with_field(record, **fields):
     return extended(**vars(record))
 
 
-def test_the_record_is_what_it_was(evaluation, encoding):
+def test_the_record_does_not_change(evaluation, encoding):
     settings = series(evaluation, encoding)
     assert settings == {
         "version": 1,
@@ -115,10 +115,10 @@ def test_what_changes_values_starts_a_new_series(evaluation, encoding, change):
 
 
 def test_candidates_are_part_of_the_series(evaluation, encoding):
-    one = series(evaluation, encoding, {"q1": ("a", "b")})
+    first = series(evaluation, encoding, {"q1": ("a", "b")})
     assert "candidates" not in series(evaluation, encoding)
-    assert series(evaluation, encoding, {"q1": ("b", "a")}) == one  # their order is not
-    assert series(evaluation, encoding, {"q1": ("a", "c")}) != one
+    assert series(evaluation, encoding, {"q1": ("b", "a")}) == first  # their order is not
+    assert series(evaluation, encoding, {"q1": ("a", "c")}) != first
 
 
 IN_THE_SERIES = {
@@ -141,8 +141,8 @@ CHANGES_NO_VALUE = {
 
 @pytest.mark.parametrize("record", IN_THE_SERIES)
 def test_of_each_setting_it_is_decided_whether_it_is_part_of_the_series(record):
-    """A new setting fails here until it stands in one of the two lists above."""
-    names = {each.name for each in dataclasses.fields(record)}
+    """A new setting fails here until it is in one of the two lists above."""
+    names = {field.name for field in dataclasses.fields(record)}
     assert names == IN_THE_SERIES[record] | CHANGES_NO_VALUE.get(record, set())
 
 

@@ -33,7 +33,7 @@ def eval_set(store):
 def results(plan, progress, restored=None, wanted=None):
     """The results of all sets by name."""
     restored = restored or Restored(letters(), "params")
-    wanted = [each.series for each in plan.sets] if wanted is None else wanted
+    wanted = [eval_set.series for eval_set in plan.sets] if wanted is None else wanted
     evaluated = validate("step 7", restored, plan, wanted, progress)
     return {result.eval_set.name: result for result in evaluated}
 
@@ -136,7 +136,7 @@ def test_only_candidates_are_scored(store, eval_set, silent):
     assert result.per_query["RR"].tolist() == [1, 1 / 2]
 
 
-def test_each_tower_may_have_its_own_parameters(store, eval_set, silent):
+def test_towers_with_separate_parameters(store, eval_set, silent):
     plan = make_plan((store(PASSAGES), [eval_set("dev", DEV)]))
     towers = {"query": letters(skip="b"), "passage": letters()}
     (result,) = results(plan, silent, Restored(towers, "two", untied=True)).values()

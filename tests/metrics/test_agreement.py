@@ -86,10 +86,10 @@ def test_tau_and_rho_equal_scipys(one, other):
 
 def test_batches_of_resamples_give_the_same_values(monkeypatch):
     rng = np.random.default_rng(1)
-    one, other = rng.random((2, 7, 5))
-    whole = agreement.kendall(one, other)
+    first, second = rng.random((2, 7, 5))
+    whole = agreement.kendall(first, second)
     monkeypatch.setattr(agreement, "_BATCH_PAIRS", 50)
-    assert (agreement.kendall(one, other) == whole).all()
+    assert (agreement.kendall(first, second) == whole).all()
 
 
 @given(arrays(float, (4, 5), elements=st.sampled_from([0.0, 0.1, 1 / 3, 0.5, 1.0])))

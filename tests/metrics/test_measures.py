@@ -143,18 +143,18 @@ def test_values_equal_those_of_ir_measures(queries, depth, seed):
     rows = np.array([rng.permutation(20)[:depth] for _ in names])
     scores = -np.sort(-rng.normal(size=rows.shape)).astype(np.float32)
     wanted = "RR@10 nDCG@10 R@100 AP P(rel=2)@5 Success@3"
-    found = values(wanted, judged, Hits(scores, rows))
+    actual = values(wanted, judged, Hits(scores, rows))
     run = {
         name: dict(zip(map(str, row), map(float, score), strict=True))
         for name, row, score in zip(names, rows, scores, strict=True)
     }
     parsed = [ir_measures.parse_measure(name) for name in wanted.split()]
     for metric in ir_measures.iter_calc(parsed, judged, run):
-        value = found[str(metric.measure)][names.index(metric.query_id)]
+        value = actual[str(metric.measure)][names.index(metric.query_id)]
         assert value == pytest.approx(metric.value, abs=1e-9)
     means = ir_measures.calc_aggregate(parsed, judged, run)
     for measure, mean in means.items():
-        assert found[str(measure)].mean() == pytest.approx(mean, abs=1e-12)
+        assert actual[str(measure)].mean() == pytest.approx(mean, abs=1e-12)
 
 
 # Names

@@ -100,15 +100,15 @@ values = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 
 
 @given(st.data(), values)
-def test_a_p_value_is_a_symmetric_probability(data, one):
-    other = data.draw(st.lists(st.floats(0, 1), min_size=len(one), max_size=len(one)))
-    one, other = np.array(one), np.array(other)
-    p = p_value(one, other)
+def test_a_p_value_is_a_symmetric_probability(data, first):
+    second = data.draw(st.lists(st.floats(0, 1), min_size=len(first), max_size=len(first)))
+    first, second = np.array(first), np.array(second)
+    p = p_value(first, second)
     assert 0 < p <= 1
-    assert p_value(one, other) == p
-    assert p_value(other, one) == pytest.approx(p, abs=0.03)
-    if np.count_nonzero(one - other) <= 13:
-        assert p_value(other, one) == pytest.approx(p, abs=1e-12)
+    assert p_value(first, second) == p
+    assert p_value(second, first) == pytest.approx(p, abs=0.03)
+    if np.count_nonzero(first - second) <= 13:
+        assert p_value(second, first) == pytest.approx(p, abs=1e-12)
 
 
 @given(values)
@@ -158,8 +158,8 @@ def test_five_percent_of_random_differences_are_significant():
 
 def test_ninety_five_percent_of_intervals_contain_the_true_mean():
     rng = np.random.default_rng(12)
-    found = [interval(rng.random(60)) for _ in range(300)]
-    assert abs(np.mean([low <= 0.5 <= high for low, high in found]) - 0.95) < 0.038
+    intervals = [interval(rng.random(60)) for _ in range(300)]
+    assert abs(np.mean([low <= 0.5 <= high for low, high in intervals]) - 0.95) < 0.038
 
 
 def test_a_comparison():
@@ -178,12 +178,12 @@ def test_a_comparison():
 def test_many_queries_take_little_time_and_memory():
     rng = np.random.default_rng(0)
     names = ("RR@10", "nDCG@10", "R@100")
-    one = {name: rng.random(10_570) for name in names}
-    other = {name: one[name] + rng.normal(0, 0.1, 10_570) for name in names}
+    first = {name: rng.random(10_570) for name in names}
+    second = {name: first[name] + rng.normal(0, 0.1, 10_570) for name in names}
     before = time.process_time()
-    compare(one, other)
+    compare(first, second)
     assert time.process_time() - before < 10  # 1.2 s on an idle machine
     tracemalloc.start()
-    compare({"AP": one["RR@10"]}, {"AP": other["RR@10"]})
+    compare({"AP": first["RR@10"]}, {"AP": second["RR@10"]})
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()

@@ -130,7 +130,7 @@ LONG = "nDCG(dcg='exp-log2',gains={0:1,1:2})@1000"
 
 
 @pytest.mark.parametrize("columns", ["20", "200"])
-def test_long_names_and_values_stay_apart_whatever_the_terminal(monkeypatch, columns):
+def test_long_names_and_values_stay_apart_on_any_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     dataset = "a-validation-set-with-a-long-name"
     row = validation(10, 1.0, 1.0, dataset=dataset)

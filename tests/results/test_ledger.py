@@ -58,20 +58,20 @@ def count(path, table):
         return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
-def same(one, other):
+def same(first, second):
     """Whether two validations are equal to the last bit."""
     without_arrays = [
-        dataclasses.replace(row, per_query={}, checkpoint=None) for row in (one, other)
+        dataclasses.replace(row, per_query={}, checkpoint=None) for row in (first, second)
     ]
     return (
         without_arrays[0] == without_arrays[1]
-        and one.checkpoint.identity == other.checkpoint.identity
-        and one.checkpoint.step == other.checkpoint.step
-        and str(one.checkpoint.path) == str(other.checkpoint.path)
-        and list(one.per_query) == list(other.per_query)
+        and first.checkpoint.identity == second.checkpoint.identity
+        and first.checkpoint.step == second.checkpoint.step
+        and str(first.checkpoint.path) == str(second.checkpoint.path)
+        and list(first.per_query) == list(second.per_query)
         and all(
-            values.tobytes() == other.per_query[name].tobytes()
-            for name, values in one.per_query.items()
+            values.tobytes() == second.per_query[name].tobytes()
+            for name, values in first.per_query.items()
         )
     )
 

@@ -181,9 +181,9 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.fail(torn)
 
     @rule(digests=st.lists(series, unique=True))
-    def forget_failures(self, digests):
+    def remove_failures(self, digests):
         rest = [row for row in self.failures if row.series not in digests]
-        assert self.ledger.forget_failures(digests) == len(self.failures) - len(rest)
+        assert self.ledger.remove_failures(digests) == len(self.failures) - len(rest)
         self.failures = rest
 
     @rule()

@@ -50,7 +50,7 @@ def hold_soon(directory):
             time.sleep(0.01)
 
 
-def test_a_second_process_is_refused_and_told_the_holder(tmp_path):
+def test_a_second_process_is_refused_with_the_name_of_the_holder(tmp_path):
     with holder(tmp_path / "out") as first:
         for _ in range(2):
             with (

@@ -66,13 +66,13 @@ def test_results_have_means_intervals_and_no_per_query_values(output):
     assert results[0].seconds["passages"] == 2.0
 
 
-def test_per_query_values_are_read_only_when_they_are_asked_for(output, monkeypatch):
+def test_per_query_values_are_read_only_when_needed(output, monkeypatch):
     run = jaxval.open_run(output)
     questions = []
     monkeypatch.setattr(
         reader.LedgerReader,
-        "_ask",
-        lambda self, question, ask=reader.LedgerReader._ask: ask(
+        "_query",
+        lambda self, question, ask=reader.LedgerReader._query: ask(
             self, lambda db: (db.set_trace_callback(questions.append), question(db))[1]
         ),
     )
@@ -152,7 +152,7 @@ def test_a_plot_has_a_curve_and_the_best_marked_for_each_set(output):
         (lambda run: run.compare(10, 11), r"step 11 has no result on dev \(there are: 10, 20"),
     ],
 )
-def test_what_is_not_there_is_one_line_that_says_what_is(output, call, message):
+def test_the_error_for_a_missing_name_lists_the_existing_ones(output, call, message):
     with pytest.raises(UserError, match=message):
         call(jaxval.open_run(output))
 
@@ -175,7 +175,7 @@ def test_a_run_without_results_has_no_best(tmp_path):
     assert (run.best(), run.results, run.failures) == (None, [], [])
 
 
-def test_failures_say_why(output):
+def test_failures_have_a_reason_and_a_message(output):
     ledger = Ledger(output / "ledger.sqlite")
     checkpoint = Checkpoint(40, "40", 40_000, "/ckpt/40")
     ledger.fail([Failure(checkpoint, "s1", "corrupt", "a chunk is missing")])
@@ -198,7 +198,7 @@ def test_a_reader_in_the_middle_of_an_answer_does_not_keep_the_writer_waiting(ou
         return steps
 
     source = reader.LedgerReader(output / "ledger.sqlite")
-    thread = threading.Thread(target=lambda: answers.append(source._ask(question)))
+    thread = threading.Thread(target=lambda: answers.append(source._query(question)))
     thread.start()
     assert reading.wait(60)
     ledger.commit(validation(40, VALUES[10]))
@@ -215,7 +215,7 @@ def commit_steps(path, first, count):
     ledger.close()
 
 
-def test_beside_a_process_that_commits_every_answer_is_a_whole_state(output):
+def test_each_read_is_consistent_while_another_process_commits(output):
     context = multiprocessing.get_context("spawn")
     writer = context.Process(target=commit_steps, args=(output / "ledger.sqlite", 100, 150))
     writer.start()

@@ -125,8 +125,8 @@ class Runner(Place):
 
     def queue(self, *, newest_first=False, **options):
         """Returns a source of the checkpoints that are committed now."""
-        found = committed(self.checkpoints) if self.checkpoints.exists() else []
-        return Queue(found, newest_first=newest_first, **options)
+        checkpoints = committed(self.checkpoints) if self.checkpoints.exists() else []
+        return Queue(checkpoints, newest_first=newest_first, **options)
 
     def queue_of(self, checkpoints, **options):
         """Returns a source of these checkpoints."""

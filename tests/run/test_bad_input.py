@@ -26,7 +26,7 @@ def strangers(place):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (bad_line, "corpus.jsonl:2: "),
         (duplicate, "'p0' occurs 2 times"),
@@ -45,12 +45,12 @@ def strangers(place):
         ({"select_by": "tiny:AP"}, "`select_by=tiny:AP`: write NAME:MEASURE"),
     ],
 )
-def test_it_is_one_message_and_nothing_is_validated(place, change, said):
+def test_it_is_one_message_and_nothing_is_validated(place, change, expected):
     place.put(3)
     if callable(change):
         change(place)
         change = {}
     message = place.refused(**change)
-    assert said in message
+    assert expected in message
     assert place.out == ""
     assert not (place.output / "ledger.sqlite").exists()

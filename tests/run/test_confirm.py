@@ -41,8 +41,8 @@ def test_a_checkpoint_that_is_significantly_worse_is_screened_out(place, measure
     assert screening.failed(place) == [("dev", step, SCREENED) for step in (2, 4, 5)]
     assert "2 validated, 3 already in the ledger, 0 lost, 0 corrupt" in place.out
     assert "2 screened out\n" in place.out
-    said = "confirmed 2 of 5 checkpoints on dev; 3 screened out, which saved about "
-    assert said in place.out
+    message = "confirmed 2 of 5 checkpoints on dev; 3 screened out, which saved about "
+    assert message in place.out
     assert f"estimated {measures[0]} of screened-out checkpoints on dev: step " in place.out
     assert f"screened: {measures[0]} on small is " in place.out
     assert "best on dev: step 1," in place.out
@@ -110,14 +110,14 @@ def test_a_sample_of_another_corpus_is_refused(place):
     assert place.run() == 0
     corpus = place.dev / "corpus.jsonl"
     corpus.write_text(corpus.read_text() + '{"_id": "new", "text": "red"}\n')
-    said = place.refused()
-    assert str(drawn) in said
-    assert f"another corpus than {corpus}: draw a new sample" in said
+    message = place.refused()
+    assert str(drawn) in message
+    assert f"another corpus than {corpus}: draw a new sample" in message
 
 
 def test_what_confirm_needs(place):
     small, dev = place.settings["datasets"]
     assert "needs two `dataset`: first the sample" in place.refused(datasets=(small,))
-    said = place.refused(datasets=(dev, small))
-    assert "dev has 25 passages and small 12" in said
+    message = place.refused(datasets=(dev, small))
+    assert "dev has 25 passages and small 12" in message
     assert "`select_by=dev:RR@10`" in place.refused(select_by="small:RR@10")

@@ -86,7 +86,7 @@ def test_with_every_passage_as_a_candidate_the_values_are_those_of_the_search(pl
 
 
 @pytest.mark.parametrize(
-    ("candidates", "settings", "said"),
+    ("candidates", "settings", "message"),
     [
         ({"q0": ["x1", "x2"]}, {}, "none of the passages it names ('x1', …) is in "),
         ({"q0": ["p1"]}, {}, "none of the judged documents is in "),
@@ -95,6 +95,6 @@ def test_with_every_passage_as_a_candidate_the_values_are_those_of_the_search(pl
         (CANDIDATES, {"confirm": "best"}, "`confirm` and `rerank` cannot be combined"),
     ],
 )
-def test_wrong_runs_are_refused(place, candidates, settings, said):
+def test_wrong_runs_are_refused(place, candidates, settings, message):
     write(place.file, candidates)
-    assert said in place.refused(**settings)
+    assert message in place.refused(**settings)

@@ -155,7 +155,7 @@ def test_it_ends_when_no_checkpoint_comes_for_idle_timeout(place):
     assert "no new checkpoint for 10 s" in place.log
 
 
-def test_an_interrupted_run_says_what_it_has(place):
+def test_an_interrupted_run_prints_its_summary(place):
     place.put(1)
     queue = place.queue()
 
@@ -196,8 +196,8 @@ def test_a_signal_while_a_row_is_written_waits_for_the_trackers(place, number):
 def test_a_directory_that_does_not_exist_is_an_error(place):
     missing = str(place.root / "missing")
     settings = {"checkpoint_dir": missing, "idle_timeout": 0.2}
-    said = place.refused(**settings)
-    assert said.startswith(f"`checkpoint_dir={missing}` does not exist: name the directory")
+    message = place.refused(**settings)
+    assert message.startswith(f"`checkpoint_dir={missing}` does not exist: name the directory")
     assert place.out == ""  # neither an empty table nor counts of nothing
     assert f"waiting for checkpoints in {missing}, which does not exist yet" in place.log
 
@@ -312,7 +312,7 @@ def test_an_unreadable_checkpoint_has_no_row_and_stays_pinned(place, monkeypatch
     place.check(2, 1)
 
 
-def test_a_deleted_checkpoint_is_lost_and_says_why_it_was_not_pinned(place):
+def test_the_failure_of_a_deleted_checkpoint_explains_why_it_was_not_pinned(place):
     place.put(1, 2)
     queue = place.queue(unpinned={1: "the disk has no links"})
     place.delete(1)
@@ -324,7 +324,7 @@ def test_a_deleted_checkpoint_is_lost_and_says_why_it_was_not_pinned(place):
     assert "1 validated, 0 already in the ledger, 1 lost, 0 corrupt" in place.out
 
 
-def test_what_the_pin_limit_left_unpinned_says_so_when_it_is_lost(place):
+def test_the_failure_of_a_lost_checkpoint_names_the_pin_limit(place):
     place.put(1, 2, 3, 4)
     limited = {"pin_limit": PinLimit(count=1), "host_checkpoints": 1}
     watcher = place.watcher(**limited)
@@ -390,10 +390,11 @@ def test_if_no_checkpoint_fits_nothing_is_recorded(place):
     place.complete()
     with pytest.raises(MismatchError) as raised:
         place.watch(factory="tests.e2e.other:encoder")
-    said = str(raised.value)
-    assert said.startswith("checkpoint 3 (")
+    message = str(raised.value)
+    assert message.startswith("checkpoint 3 (")
     assert (
-        "vectors/embedding [14, 4] is missing (nearest: params/words/embedding [14, 4])" in said
+        "vectors/embedding [14, 4] is missing (nearest: params/words/embedding [14, 4])"
+        in message
     )
     assert "validated" not in place.out
     assert (place.steps(), place.steps("failure")) == ([], [4])
@@ -480,7 +481,7 @@ def test_sets_with_the_same_corpus_have_it_encoded_once(place):
 
 
 class SteppingClock(Clock):
-    """A clock on which each reading takes some seconds."""
+    """A clock that advances some seconds at each reading."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -524,7 +525,7 @@ class Silent:
 
 
 class Recording(Silent):
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps the rows that it gets."""
 
     def __init__(self):
         self.events = []
@@ -547,7 +548,7 @@ def step(ranked: Ranked):
     return ranked.validation.checkpoint.step, best, ranked.is_best
 
 
-def test_trackers_that_are_handed_in_are_told_of_every_row(place):
+def test_trackers_of_the_caller_get_every_row(place):
     values = {n: np.mean(world.expected(n)) for n in (1, 2, 3)}
     assert values[1] > values[2] > values[3]
     tracker, tracked = Recording(), []
@@ -578,8 +579,8 @@ def test_a_tracker_that_fails_does_not_stop_the_run(place):
     place.put(1, 2)
     assert place.run(trackers=lambda run: [Failing(), *default_trackers(run)]) == 0
     place.check(1, 2)
-    said = "step 2 is in the ledger, but Failing failed: OSError('the server is down')"
-    assert said in place.log
+    message = "step 2 is in the ledger, but Failing failed: OSError('the server is down')"
+    assert message in place.log
 
 
 def test_a_run_that_fails_after_a_result_prints_where_it_is(place):

@@ -68,8 +68,8 @@ def test_title_and_text_count_equally_and_case_is_ignored():
     depth=st.integers(1, 14),
 )
 def test_ties_are_in_document_order(scores, depth):
-    found = [row for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
-    assert bm25._best(scores, depth).tolist() == found[:depth]
+    expected = [row for row in np.argsort(-scores, kind="stable") if scores[row] > 0]
+    assert bm25._best(scores, depth).tolist() == expected[:depth]
 
 
 def test_passages_are_read_once_and_lazily():
@@ -120,5 +120,5 @@ except UserError as error:
     print(error)
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    said = f"bm25 needs the package {package}: pip install 'jaxval[sample]'\n"
-    assert ran.stdout == said, ran.stderr
+    message = f"bm25 needs the package {package}: pip install 'jaxval[sample]'\n"
+    assert ran.stdout == message, ran.stderr

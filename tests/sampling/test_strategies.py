@@ -31,7 +31,9 @@ def query_set(qrels):
 
 
 def runs_of(*hits):
-    return [Run(Path(f"run{number}"), one, 0) for number, one in enumerate(hits)]
+    return [
+        Run(Path(f"run{number}"), hits_of_run, 0) for number, hits_of_run in enumerate(hits)
+    ]
 
 
 def passages(ids):
@@ -111,15 +113,15 @@ def test_a_duplicate_part_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("texts", "step", "said"),
+    ("texts", "step", "message"),
     [
         (["full", "dense:depth=9"], None, "`strategy=dense:depth=9` needs `dense_step=STEP`"),
         (["full"], 0, "`dense_step=0`: no `strategy` has a dense part"),
     ],
 )
-def test_a_dense_part_needs_a_step_and_vice_versa(texts, step, said):
+def test_a_dense_part_needs_a_step_and_vice_versa(texts, step, message):
     parsed = [strategies.parse(text) for text in texts]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         strategies.check_step(parsed, step)
 
 
@@ -192,7 +194,7 @@ def test_strategies_share_readings_of_the_corpus():
     queries = query_set({"q": {"a": 1}})
     together = strategies.select(chosen, queries, corpus, [], 3)
     assert len(opened) == 2
-    alone = [strategies.select([one], queries, corpus, [], 3)[0] for one in chosen]
+    alone = [strategies.select([strategy], queries, corpus, [], 3)[0] for strategy in chosen]
     assert together == alone
 
 

@@ -27,7 +27,7 @@ def test_a_subset_knows_its_passages_and_tokens(store):
     assert (part.passages, part.tokens) == (2, 5 + 4)  # with [CLS] and [SEP] each
 
 
-def test_each_subset_has_the_values_of_a_search_in_it_alone(store, silent):
+def test_each_subset_has_the_values_of_a_search_in_only_its_passages(store, silent):
     corpus = store(PASSAGES)
     plan = make_plan((corpus, [make_eval_set(store, "dev", DEV)]), devices=2)
     whole, part = (subset(corpus, np.array(rows)) for rows in ([0, 1, 2, 3], [0, 2]))

@@ -1,4 +1,4 @@
-"""jaxval.sample as a process, and the memory that it takes."""
+"""jaxval.sample as a process, and its use of memory."""
 
 import gzip
 import hashlib
@@ -258,7 +258,7 @@ def broken_line(world):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "flags", "said"),
+    ("spoil", "flags", "message"),
     [
         (nothing, {"strategy": ""}, "--strategy is not set"),
         (nothing, {"output_dir": ""}, "--output_dir is not set"),
@@ -289,10 +289,10 @@ def broken_line(world):
         (broken_line, {}, "corpus.jsonl:21: broken JSON"),
     ],
 )
-def test_bad_input_exits_with_2_and_writes_nothing(world, spoil, flags, said):
+def test_bad_input_exits_with_2_and_writes_nothing(world, spoil, flags, message):
     spoil(world)
     ran = world.start(flags.pop("strategy", "run:depth=2"), "--run=run.trec", **flags)
-    assert said in world.refusal(ran)
+    assert message in world.refusal(ran)
 
 
 def test_a_run_part_without_a_run_is_refused(world):

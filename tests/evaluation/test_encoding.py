@@ -1,4 +1,4 @@
-"""Tests of reading the parameters that adapters are added to."""
+"""Tests of the encoder and the base parameters that the settings name."""
 
 import shutil
 from pathlib import Path
