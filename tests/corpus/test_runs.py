@@ -103,9 +103,9 @@ def test_other_queries_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize("form", ["trec", "msmarco"])
 def test_run_files_of_jaxval_can_be_read(tmp_path, form):
     rows = np.array([[4, 0, 2], [0, 1, 4]])
-    hits = Hits(np.zeros((2, 3), np.float32), rows)
+    written = Hits(np.zeros((2, 3), np.float32), rows)
     path = tmp_path / "7"
-    write_run(path, form, ["q", "é"], hits, lambda some: [f"d{row}" for row in some], "t")
+    write_run(path, form, ["q", "é"], written, lambda some: [f"d{row}" for row in some], "t")
     assert hits(path, 2, {"q", "é"}) == {"q": ("d4", "d0"), "é": ("d0", "d1")}
 
 
