@@ -1,4 +1,4 @@
-"""What an app is: its flags by topic, and its page of help."""
+"""The definition of an app: its flags by topic, and its help page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from absl import flags
 from jaxval.errors import UserError
 
 HELP_FLAGS = frozenset({"-h", "-help", "--help", "--helpshort", "--helpfull"})
-"""Each of these prints the page of help."""
+"""Each of these prints the help page."""
 
 Values = flags.FlagValues
 """The values of an app's flags, each an attribute."""
@@ -124,8 +124,8 @@ class App:
     def define(self) -> Values:
         """Returns the app's flags and those of absl itself, e.g. --verbosity, not yet parsed.
 
-        They are the app's alone: a flag of the same name that another module defines in
-        absl's global `FLAGS`, e.g. the module of --encoder, is another flag.
+        A flag of the same name that another module defines in absl's global `FLAGS`, e.g. the
+        module of --encoder, is another flag.
         """
         values = Values()  # type: ignore[no-untyped-call]
         for flag in self.all_flags():
@@ -168,7 +168,7 @@ class App:
 
 
 def _plain(message: str) -> str:
-    """Returns absl's message about a command line as one plain line."""
+    """Returns absl's message about a command line as one line, with flags as --flag."""
     line = " ".join(message.split())
     line = re.sub(r"ERROR:: Unable to open flagfile: (\[.*?\] )?", "--flagfile: ", line)
     return re.sub(r"Did you mean: (.*) \?", r"Did you mean --\1?", line)

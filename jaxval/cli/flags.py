@@ -73,8 +73,8 @@ CHECK = Flag(
 )
 DEVICES = Flag(
     "devices",
-    "Devices to use: cpu, tpu, gpu (all GPUs), gpu:1, or gpu:2,gpu:3. Other GPUs are left"
-    " alone. If not set: the devices that JAX selects.",
+    "Devices to use: cpu, tpu, gpu (all GPUs), gpu:1, or gpu:2,gpu:3. Other GPUs are not"
+    " used. If not set: the devices that JAX selects.",
     default="",
 )
 CHECKPOINT_DIR = setting(
@@ -193,7 +193,7 @@ CHECKPOINTS = (
         "host_checkpoints",
         DEFINE_integer,
         "Maximum number of restored checkpoints in host memory. Those that could not be pinned"
-        " are restored first, then the next ones in line.",
+        " are restored first, then the next ones in the queue.",
         lower_bound=1,
     ),
 )
@@ -285,7 +285,7 @@ ENCODER = (
         "base_params",
         DEFINE_string,
         "Orbax checkpoint or Hugging Face folder with the base parameters, for checkpoints that"
-        " hold LoRA adapters alone. If not set: checkpoints hold all parameters.",
+        " hold only LoRA adapters. If not set: checkpoints hold all parameters.",
     ),
     setting(
         Model,

@@ -61,7 +61,7 @@ def call(main: Main, values: Values) -> int:
     except JaxvalError as error:
         lines = [str(error), *getattr(error, "__notes__", ())]
         return _report(as_flags("\n".join(lines), names), error.status)
-    except BrokenPipeError:  # e.g. of `| head`: what reads the output wants no more
+    except BrokenPipeError:  # the reader of the output has ended, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

@@ -1,7 +1,7 @@
 """The tokenizer of a model folder, with a digest of everything that decides its ids.
 
 `tokenizer.json` is read as the tokenizers library reads it, which is what transformers 4 does.
-AutoTokenizer of transformers 5 replaces parts of that file by what a class says, so it is used
+For several classes, AutoTokenizer of transformers 5 replaces parts of that file, so it is used
 only for folders without the file.
 """
 
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import huggingface_hub
 
 from jaxval.errors import DataError, EncoderError
 
@@ -30,8 +32,8 @@ _FILES = (
 )
 
 _FAMILIES_WITH_FLAGS = ("Llama", "CodeLlama", "Gemma", "Cohere")
-"""How the names of the tokenizer classes begin for which `add_bos_token` and `add_eos_token`
-also take tokens away."""
+"""Beginnings of the names of tokenizer classes for which `add_bos_token` and `add_eos_token`
+also remove tokens."""
 
 _SAMPLES = (
     "Hello World",
@@ -153,19 +155,17 @@ def _check_folder(name: str) -> None:
 
 
 def _download(name: str) -> Path | None:
-    """Returns the folder, or the local copy of a hub model's; None if it cannot be had."""
+    """Returns the folder, or the local copy of a hub model's; None if there is none."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    import huggingface_hub
-
     try:
-        found = huggingface_hub.snapshot_download(
+        copy = huggingface_hub.snapshot_download(
             name, allow_patterns=[_JSON, "tokenizer_config.json"]
         )
-    except Exception:  # AutoTokenizer says what is wrong with the name
+    except Exception:  # AutoTokenizer's error is reported instead
         return None
-    return Path(found)
+    return Path(copy)
 
 
 def _from_file(name: str, path: Path) -> Any:
@@ -217,7 +217,7 @@ def _auto_tokenizer(name: str) -> Any:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Returns what tokenizer_config.json says, or an empty dictionary."""
+    """Returns the content of tokenizer_config.json, or an empty dictionary."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -233,17 +233,18 @@ def _named(config: dict[str, Any], key: str) -> str | None:
 
 def _pad_id(backend: Any, config: dict[str, Any]) -> int:
     name = _named(config, "pad_token")
-    found = None if name is None else backend.token_to_id(name)
-    if found is not None:
-        return int(found)
+    pad = None if name is None else backend.token_to_id(name)
+    if pad is not None:
+        return int(pad)
     return int((backend.padding or {}).get("pad_id", 0))
 
 
 def _apply_flags(backend: Any, config: dict[str, Any]) -> None:
-    """Adds and removes special tokens as `add_bos_token` and `add_eos_token` say.
+    """Adds and removes special tokens according to `add_bos_token` and `add_eos_token`.
 
     transformers 4 rebuilds the post-processor of Llama's tokenizer and its relatives from
-    these flags, whatever tokenizer.json says. The flags of other classes only add a token.
+    these flags and ignores the one in tokenizer.json. The flags of other classes only add a
+    token.
     """
     opening, closing = _special_tokens(backend)
     removes = str(config.get("tokenizer_class", "")).startswith(_FAMILIES_WITH_FLAGS)
@@ -256,8 +257,8 @@ def _apply_flags(backend: Any, config: dict[str, Any]) -> None:
 
 def _token_id(backend: Any, config: dict[str, Any], kind: str) -> int | None:
     name = _named(config, f"{kind}_token")
-    found: int | None = None if name is None else backend.token_to_id(name)
-    return found
+    token: int | None = None if name is None else backend.token_to_id(name)
+    return token
 
 
 def _with_flag(
@@ -304,7 +305,7 @@ def _report_difference(name: str, tokenizer: Tokenizer) -> None:
         _LOG.debug("AutoTokenizer cannot load %s: %r", name, error)
         return
     for text in _SAMPLES:
-        (ids,), (changed,) = (each.encode([text], 64) for each in (tokenizer, other))
+        (ids,), (changed,) = (variant.encode([text], 64) for variant in (tokenizer, other))
         if ids != changed:
             _LOG.warning(
                 "AutoTokenizer of the installed transformers gives other ids than the files of"

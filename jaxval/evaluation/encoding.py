@@ -268,13 +268,13 @@ def read_base(name: str, abstract_params: Params) -> Restored:
     except EncoderError as error:
         if any((Path(name).expanduser() / file).exists() for file in folder.DESCRIPTIONS):
             raise
-        raise EncoderError(f"{name} is {_what_it_is(name)}") from error
+        raise EncoderError(f"{name} is {_not_parameters(name)}") from error
     weights, _ = folder.load_weights(described)
     return restore.fitted(weights, abstract_params)
 
 
-def _what_it_is(name: str) -> str:
-    """Returns why a name gives no parameters, and what to name instead."""
+def _not_parameters(name: str) -> str:
+    """Returns what a name without parameters is, and what to name instead."""
     inside = committed(name)
     if inside:
         steps = ", ".join(str(checkpoint.step) for checkpoint in inside[:5])

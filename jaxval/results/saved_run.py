@@ -39,7 +39,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class QueryChange:
-    """One query's values of a measure in two checkpoints."""
+    """One query's values of a measure in two checkpoints.
+
+    Attributes:
+      query_id: The id of the query.
+      first: The value of the first checkpoint.
+      second: The value of the second checkpoint.
+    """
 
     query_id: str
     first: float
@@ -72,8 +78,8 @@ class Comparison:
 def open_run(output_dir: str | os.PathLike[str]) -> SavedRun:
     """Opens the results of a run, read-only.
 
-    No lock is taken and nothing is written, so a run may go on writing meanwhile. Every
-    method reads the ledger again.
+    No lock is taken and nothing is written, so a run can write at the same time. Every method
+    reads the ledger again.
 
     Args:
       output_dir: The run's output directory.
@@ -137,7 +143,9 @@ class SavedRun:
             return None
         rows, measure = self._of(dataset), self._measure(dataset, measure)
         sign = -1 if _lower_is_better(measure) else 1
-        return max((row.result for row in rows), key=lambda one: sign * one.measures[measure])
+        return max(
+            (row.result for row in rows), key=lambda result: sign * result.measures[measure]
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a DataFrame with a row for each checkpoint and validation set.
@@ -252,7 +260,7 @@ class SavedRun:
         return name
 
     def _selected(self) -> tuple[str, str]:
-        """Returns the set and the measure that the run selects by, as its signals say."""
+        """Returns the set and the measure that the run selects by, from signals.json."""
         dataset, _, measure = _signals(self._directory).select_by.partition(":")
         if dataset in self.datasets:
             return dataset, measure

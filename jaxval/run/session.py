@@ -22,6 +22,7 @@ from jaxval.records import (
     SCREENED,
     Checkpoint,
     Failure,
+    Identity,
     Progress,
     Source,
     TrackedRun,
@@ -136,7 +137,7 @@ class Session:
         )
         self._misfits = Misfits()
         self._known_steps: set[int] = set()
-        self._failed: set[tuple[str, int]] = set()
+        self._failed: set[Identity] = set()
         self._any_checkpoint = False
         self._logged_location: tuple[str, ...] = ()
 
