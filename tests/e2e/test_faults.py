@@ -92,7 +92,7 @@ def commit_slowly(app, run, step, meanwhile):
     restamp(target, committed)
 
 
-def test_without_hard_links_what_vanishes_is_recorded_and_nothing_crashes(app, launched):
+def test_without_hard_links_the_run_goes_on_while_checkpoints_vanish(app, launched):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == app.root.stat().st_dev:
         pytest.skip("there is no second file system")
@@ -105,7 +105,6 @@ def test_without_hard_links_what_vanishes_is_recorded_and_nothing_crashes(app, l
         for step in range(2, 12):
             app.put(step)
             app.delete(step - 1)
-        app.delete(11)
         app.complete()
         assert run.wait(60) == 0, app.log
     finally:
@@ -115,7 +114,8 @@ def test_without_hard_links_what_vanishes_is_recorded_and_nothing_crashes(app, l
     failures = app.failures()
     assert not set(app.steps()) & set(failures)
     assert app.steps() == sorted(app.steps())
-    assert app.steps("failure")
+    assert {1, 11} <= set(app.steps())
+    # Which of the others vanish before they are read is a matter of time.
     for reason, message in failures.values():
         assert reason == "vanished"
         assert "(it was not pinned: " in message
