@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
@@ -92,23 +91,16 @@ def commit_slowly(app, run, step, meanwhile):
     restamp(target, committed)
 
 
-def test_without_hard_links_the_run_goes_on_while_checkpoints_vanish(app, launched):
-    other = Path("/dev/shm")
-    if not other.is_dir() or other.stat().st_dev == app.root.stat().st_dev:
-        pytest.skip("there is no second file system")
-    pins = other / f"jaxval-test-{os.getpid()}"
-    try:
-        app.put(1)
-        run = launched(pin_dir=pins)
-        until(lambda: "checkpoints cannot be pinned" in app.log, run)
-        until(lambda: app.steps() == [1], run)
-        for step in range(2, 12):
-            app.put(step)
-            app.delete(step - 1)
-        app.complete()
-        assert run.wait(60) == 0, app.log
-    finally:
-        shutil.rmtree(pins, ignore_errors=True)
+def test_without_hard_links_the_run_goes_on_while_checkpoints_vanish(app, launched, other_disk):
+    app.put(1)
+    run = launched(pin_dir=other_disk / "pins")
+    until(lambda: "checkpoints cannot be pinned" in app.log, run)
+    until(lambda: app.steps() == [1], run)
+    for step in range(2, 12):
+        app.put(step)
+        app.delete(step - 1)
+    app.complete()
+    assert run.wait(60) == 0, app.log
     assert "Traceback" not in app.log
     app.check(*app.steps())
     failures = app.failures()

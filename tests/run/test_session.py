@@ -324,6 +324,23 @@ def test_the_failure_of_a_deleted_checkpoint_explains_why_it_was_not_pinned(plac
     assert "1 validated, 0 already in the ledger, 1 lost, 0 corrupt" in place.out
 
 
+def test_without_hard_links_a_deleted_checkpoint_is_recorded(place, other_disk):
+    place.put(1, 2)
+    pins = {"pin_dir": other_disk / "pins"}
+    watcher = place.watcher(**pins)
+    with place.captured():
+        watcher.start()
+    assert place.log.count("checkpoints cannot be pinned") == 1
+    place.delete(1)
+    place.complete()
+    assert place.run(watcher, **pins) == 0
+    watcher.stop()
+    place.check(2)
+    ((reason, message),) = place.failures().values()
+    assert reason == "vanished"
+    assert "(it was not pinned: " in message
+
+
 def test_the_failure_of_a_lost_checkpoint_names_the_pin_limit(place):
     place.put(1, 2, 3, 4)
     limited = {"pin_limit": PinLimit(count=1), "host_checkpoints": 1}
